@@ -1,10 +1,10 @@
-//! How fast a backfill takes in a million users, and 100,000 organizations with a million memberships, in how much memory, and
-//! whether it keeps within Clerk's rate limit: the real program, against a fake of Clerk's Backend API in this process, on one
-//! PostgreSQL.
+//! How fast a backfill imports a million users, and 100,000 organizations with a million memberships, how much memory it needs,
+//! and whether it keeps within Clerk's rate limit. Runs the real program against a fake of Clerk's Backend API in this process,
+//! on one PostgreSQL.
 //!
-//! `BENCH_QUICK=1` takes a twentieth of them, `BENCH_PROGRAM` names another build, `BENCH_POSTGRES_URL` another server.
-#![expect(clippy::disallowed_methods, reason = "a bench has a real clock")]
-#![expect(clippy::print_stdout, reason = "a bench prints what it finds")]
+//! `BENCH_QUICK=1` imports a twentieth of that, `BENCH_PROGRAM` selects another build, `BENCH_POSTGRES_URL` another server.
+#![expect(clippy::disallowed_methods, reason = "a benchmark uses the real clock")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 use std::{
     env, fs,
@@ -22,13 +22,13 @@ use tokio::runtime::Runtime;
 
 const KEY: &str = "sk_live_YmVuY2g";
 
-/// What Clerk allows an instance in production, in any ten seconds.
+/// Clerk's limit of requests in any ten seconds for a production instance.
 const ALLOWED: usize = 1000;
 
-/// Requests a second with such a key.
+/// The default rate in requests per second with such a key.
 const RATE: f64 = 90.0;
 
-/// How many members each organization has.
+/// The number of members of each organization.
 const MEMBERS: usize = 10;
 
 const SCHEMA: &str = "clerk_bench_catch_up";
@@ -120,7 +120,7 @@ fn run(
     Ok(())
 }
 
-/// `VmHWM`, while the process is there.
+/// `VmHWM` while the process runs.
 fn peak_kib(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -142,7 +142,7 @@ fn busiest(requests: &[Request]) -> usize {
     most
 }
 
-/// How long Clerk asked us to wait, overlapping waits once.
+/// How long Clerk asked the client to wait; overlapping waits count once.
 fn waits(requests: &[Request]) -> Duration {
     let mut refused: Vec<Instant> =
         requests.iter().filter(|request| request.status == Some(429)).map(|request| request.at).collect();

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What the same rows cost PostgreSQL without clerk-sync: processor time an event, for docs/design/speed.md.
+# What the same rows cost PostgreSQL without clerk-sync: processor time per event, for docs/design/speed.md.
 #
-#   benches/floor.sh PROGRAM      PROGRAM is a clerk-sync, which makes the tables
+#   benches/floor.sh PROGRAM      PROGRAM is a clerk-sync binary, which creates the tables
 #
-# pgbench writes what 64 events write, half of them about new users: ids, registers, users, lines of audit and their actors, in one
-# transaction, on two connections for ten seconds. It needs psql, pgbench, and a PostgreSQL on this machine that FLOOR_URL names (default
-# postgres://postgres@127.0.0.1:5432). A database clerk_bench_floor is made there and dropped.
+# pgbench writes the rows of 64 events, half of them about new users, in one transaction: ids, registers, users, audit lines and
+# their actors. It uses two connections for ten seconds. The script needs psql, pgbench, and a PostgreSQL on this machine that
+# FLOOR_URL names (default postgres://postgres@127.0.0.1:5432). It creates and drops the database clerk_bench_floor there.
 set -euo pipefail
 url=${FLOOR_URL:-postgres://postgres@127.0.0.1:5432}
 name=clerk_bench_floor

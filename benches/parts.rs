@@ -1,8 +1,8 @@
-//! What one event costs in the parts of the way that need no database: proof, parsing, planning, comparing JSON.
-#![expect(clippy::disallowed_methods, reason = "a bench has a real clock")]
+//! What one event costs in the steps that need no database: verification, parsing, planning, comparing JSON.
+#![expect(clippy::disallowed_methods, reason = "a benchmark uses the real clock")]
 
 #[path = "throughput/events.rs"]
-#[expect(dead_code, reason = "shared with the other bench, which uses all of it")]
+#[expect(dead_code, reason = "shared with the other benchmark, which uses all of it")]
 mod events;
 
 use bytes::Bytes;
@@ -35,7 +35,7 @@ fn main() {
 
 const BATCH: usize = 512;
 
-/// The sizes of bodies: a usual one, and one with all the metadata that Clerk allows and more.
+/// The sizes of bodies: a typical one, and one with more metadata than Clerk allows.
 const SIZES: [usize; 2] = [2_500, 350_000];
 
 /// A signed request.
@@ -54,7 +54,7 @@ impl Signed {
         Self { id: event.svix_id, timestamp: at.timestamp().to_string(), signature, body: event.body, at }
     }
 
-    /// With a body of about this many bytes.
+    /// A request with a body of about this many bytes.
     fn of(bytes: usize) -> Self {
         let mut event = Events::default().make(1, 10_000, Person::Connected).remove(0);
         let missing = bytes.saturating_sub(event.body.len());
@@ -166,7 +166,7 @@ fn user(clerk_id: ClerkId) -> Object {
     Object { clerk_id, profile, created_at: Some(at), updated_at: at, synced_at: at, deleted_at: None }
 }
 
-/// The same metadata in another order and spelling: the costly way to find that nothing changed.
+/// The same metadata in another order and notation: the costly case of an unchanged value.
 #[divan::bench(args = [10, 1_000])]
 fn json_that_means_the_same(bencher: Bencher<'_, '_>, keys: usize) {
     let text = |keys: &mut dyn Iterator<Item = usize>, one: &str| {

@@ -1,7 +1,7 @@
-//! Logs, metrics, traces and reports of errors: their form and their names.
+//! Formats and names of logs, metrics, traces and error reports.
 //!
-//! Logs go to stderr. Other people's crates are heard only when something is wrong, and the database driver never:
-//! its messages carry the values of rows. A panic is told by its place, not by its message, for the same reason.
+//! Logs go to stderr. Other crates log only warnings and errors, and the database driver nothing, because its messages contain
+//! values of rows. For the same reason, a panic is logged with its location, not its message.
 
 pub mod plain;
 mod process;
@@ -38,14 +38,14 @@ use self::plain::Plain;
 
 pub use trace::{Queue, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
-/// What cannot be told, or is not known: a label of [`WEBHOOKS`].
+/// A value that is unknown or must not be shown: a label of [`WEBHOOKS`].
 pub const OTHER: &str = "other";
 
-/// A metric. Its name tells its unit, as Prometheus recommends.
+/// A metric. Its name contains its unit, as Prometheus recommends.
 #[derive(Debug)]
 pub struct Metric {
     pub name: &'static str,
-    /// As Prometheus calls it: `counter`, `gauge` or `histogram`.
+    /// Prometheus' name of the type: `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
     /// The names of its labels.
     pub labels: &'static [&'static str],
@@ -63,12 +63,12 @@ impl Metric {
     }
 }
 
-/// Declares each metric once: the constant by which the code calls it, and its line in [`METRICS`].
+/// Declares each metric once: the constant for the code, and its line in [`METRICS`].
 macro_rules! metrics {
     ($($constant:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
         $(pub const $constant: &str = $name;)*
 
-        /// Every metric there is, in the order of `docs/metrics.md`, which says the same for people; a test compares them.
+        /// All metrics in the order of `docs/metrics.md`, which documents them; a test compares the two.
         pub static METRICS: &[Metric] = &[
             $(Metric { name: $name, kind: stringify!($kind), labels: &[$($label),*], help: $help },)*
         ];
@@ -176,20 +176,20 @@ const SECONDS_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const BATCH_SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
-/// How often the samples of histograms are put into their buckets if nobody asks for them.
+/// How often samples of histograms go into their buckets if no client requests the metrics.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The form of the log.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One line an event, for people.
+    /// One line per event, for people.
     Pretty,
-    /// One JSON object a line, fields at the top level.
+    /// One JSON object per line, with fields at the top level.
     Json,
 }
 
 impl LogFormat {
-    /// The form of this public name.
+    /// The format with this public name.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "pretty" => Some(Self::Pretty),
@@ -198,53 +198,53 @@ impl LogFormat {
         }
     }
 
-    /// Pretty on a terminal, else JSON.
+    /// Pretty on a terminal, otherwise JSON.
     pub fn of_stderr() -> Self {
         if io::stderr().is_terminal() { Self::Pretty } else { Self::Json }
     }
 }
 
-/// A filter as `RUST_LOG` gives it; `None` if it cannot be understood.
+/// A filter in the format of `RUST_LOG`; `None` if it is invalid.
 pub fn filter(directives: &str) -> Option<EnvFilter> {
     EnvFilter::try_new(directives).ok()
 }
 
-/// Where errors are reported to, beside the log.
+/// Where errors are reported in addition to the log.
 #[derive(Clone, Debug)]
 pub struct Sentry {
-    /// Address and key in one.
+    /// The address and the key.
     pub dsn: SecretString,
     pub environment: Option<String>,
     /// `None`: the version of this program.
     pub release: Option<String>,
 }
 
-/// Log to stderr from now on, panics included. Where a log is set up already, that one stays.
+/// Log to stderr from now on, including panics. An existing logger stays.
 ///
 /// # Panics
-/// With somewhere to report to, outside a runtime.
+/// With a Sentry configuration, outside a runtime.
 pub fn init(format: LogFormat, filter: EnvFilter, sentry: Option<&Sentry>) {
     let layer = layer(format, filter, io::stderr, io::stderr().is_terminal());
     let reporter = sentry.map(sentry::reporter).transpose();
     let (reporter, mistake) = match reporter {
-        // Unfiltered it would have everything looked at that is only said to those who debug.
+        // Without a filter, the reporter would enable every debug event.
         Ok(reporter) => (reporter.map(|reporter| reporter.with_filter(LevelFilter::ERROR)), None),
         Err(mistake) => (None, Some(mistake)),
     };
-    // Fails only if there is one already, as in tests that start the service twice in one process.
+    // Fails only if a logger exists already, as in tests that start the service twice in one process.
     let _ = tracing_subscriber::registry().with(reporter).with(layer).try_init();
     if let Some(mistake) = mistake {
-        tracing::warn!("SENTRY_DSN is set, and nothing is reported: {mistake}");
+        tracing::warn!("SENTRY_DSN is set, but errors are not reported: {mistake}");
     }
     tell_panics();
 }
 
 tokio::task_local! {
-    /// The request that is worked on.
+    /// The request that this task works on.
     static REQUEST: Request;
 }
 
-/// A request, as the report of a panic names it: never by what stands in its address.
+/// A request as a panic report names it: never by the contents of its address.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub route: String,
@@ -252,12 +252,12 @@ pub struct Request {
 }
 
 impl Request {
-    /// Do work for it.
+    /// Run work for this request.
     pub async fn scope<W: Future>(self, work: W) -> W::Output {
         REQUEST.scope(self, work).await
     }
 
-    /// Work for the request that this task works on, if it does, to be done by a task of its own.
+    /// Keep the current request, if there is one, for work in a separate task.
     pub fn inherit<W: Future>(work: W) -> impl Future<Output = W::Output> {
         let request = REQUEST.try_with(Clone::clone).ok();
         async move {
@@ -269,8 +269,8 @@ impl Request {
     }
 }
 
-/// Log panics from now on, here: of one in a handler nothing more is said at the level of errors. A batch or a turn that was
-/// abandoned says which.
+/// Log panics from now on. For a panic in a handler, this is the only line at level ERROR. An abandoned batch or run has its own
+/// line, which names it.
 pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -286,7 +286,7 @@ pub(crate) fn tell_panics() {
     }));
 }
 
-/// Send the reports that are still here, within this time.
+/// Send the remaining reports within this time.
 pub async fn finish_reports(within: Duration) {
     sentry::finish(within).await;
 }
@@ -304,7 +304,7 @@ where
     layer.with_filter(filter.and(filter_fn(may_speak)))
 }
 
-/// Whatever `RUST_LOG` says.
+/// Applies regardless of `RUST_LOG`.
 fn may_speak(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     is_ours(target) || (*metadata.level() <= Level::WARN && !target.starts_with("sqlx"))
@@ -314,10 +314,10 @@ fn is_ours(target: &str) -> bool {
     target == "clerk_sync" || target.starts_with("clerk_sync::")
 }
 
-/// Collect metrics from now on. Called again, it returns the same handle. [`upkeep`] must run beside it.
+/// Collect metrics from now on. Further calls return the same handle. [`upkeep`] must run alongside.
 ///
 /// # Panics
-/// If another recorder than ours is installed.
+/// If another recorder is installed.
 pub fn install_metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE
@@ -329,8 +329,8 @@ pub fn install_metrics() -> PrometheusHandle {
         .clone()
 }
 
-/// Keep the memory of histograms bounded, for ever: samples wait one by one until somebody asks for the metrics, or
-/// this puts them into their buckets. It also looks what the process, which began at `started_at`, takes up.
+/// Keep the memory of histograms bounded, without end: each sample takes memory until a client requests the metrics, or until
+/// this puts it into its bucket. Also measures the resource usage of the process, which started at `started_at`.
 pub async fn upkeep(metrics: PrometheusHandle, started_at: DateTime<Utc>) {
     gauge!(PROCESS_START).set(unix_seconds(started_at));
     let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
@@ -342,13 +342,13 @@ pub async fn upkeep(metrics: PrometheusHandle, started_at: DateTime<Utc>) {
     }
 }
 
-/// A time as Prometheus has it.
+/// A time in Prometheus' form.
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a float for 285,000 years")]
 pub fn unix_seconds(at: DateTime<Utc>) -> f64 {
     at.timestamp_millis() as f64 / 1000.0
 }
 
-/// A number as Prometheus has it.
+/// A number in Prometheus' form.
 #[expect(clippy::cast_precision_loss, reason = "exact up to 9 quadrillions")]
 pub fn number(number: u64) -> f64 {
     number as f64
@@ -366,7 +366,7 @@ fn recorder() -> PrometheusBuilder {
     })
 }
 
-/// Begin the failures of the webhooks of a kind at zero, and what is worked on of the queue.
+/// Start the counters for failed webhooks of a kind, and for processed queue entries, at zero.
 pub fn count_events(kind: &'static str, events: impl Iterator<Item = &'static str>) {
     for outcome in QUEUE_OUTCOMES {
         counter!(QUEUE_PROCESSED, "outcome" => outcome, "kind" => kind).absolute(0);
@@ -376,8 +376,8 @@ pub fn count_events(kind: &'static str, events: impl Iterator<Item = &'static st
     }
 }
 
-/// Say what the metrics are, and begin at zero where the labels are known: a counter that appears with its first
-/// failure has no rate to alert on.
+/// Describe the metrics, and start counters with known labels at zero: a counter that only appears at its first failure has no
+/// rate to alert on.
 fn describe() {
     for metric @ Metric { name, kind, help, .. } in METRICS {
         match *kind {
@@ -409,7 +409,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::clerk::signature::Rejection;
 
-    /// What is logged with this form and filter.
+    /// The log output with this format and filter.
     pub(crate) fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Written(Arc<Mutex<Vec<u8>>>);

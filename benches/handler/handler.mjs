@@ -1,5 +1,5 @@
-// What a team writes after a tutorial: verify the request, look whether it was processed, write the user, note the id.
-// DATABASE_URL, CLERK_WEBHOOK_SIGNING_SECRET and PORT are its settings. It prints one line when it is ready.
+// The handler that a team writes after a tutorial: verify the request, check whether it was processed, write the user, record the
+// id. Its settings are DATABASE_URL, CLERK_WEBHOOK_SIGNING_SECRET and PORT. It prints one line when it is ready.
 import { drizzle } from "drizzle-orm/mysql2";
 import { eq } from "drizzle-orm";
 import { bigint, datetime, mysqlTable, varchar } from "drizzle-orm/mysql-core";

@@ -1,4 +1,4 @@
-//! This build beside another one, in turns: on one PostgreSQL server near and two milliseconds away, and on SQLite.
+//! Compares this build with another one, in turns: on one PostgreSQL server, near and two milliseconds away, and on SQLite.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,10 +16,10 @@ use crate::{
     wanted,
 };
 
-/// There and back.
+/// The round-trip time.
 const AWAY: Duration = Duration::from_millis(2);
 
-/// As one request after another.
+/// One request after another.
 const ALONE: Load = Load { connections: 1, every: None };
 
 const EACH_MILLISECOND: Load = Load { every: Some(Duration::from_millis(1)), ..FLAT_OUT };
@@ -34,12 +34,12 @@ struct Build {
     paced: Vec<Run>,
     alone: Vec<Run>,
     flat_out_far: Vec<Run>,
-    /// Round trips of a webhook alone.
+    /// Round trips per webhook when webhooks arrive one by one.
     turns: Vec<f64>,
 }
 
 impl Bench {
-    /// `BENCH_BASELINE` names the other build.
+    /// Compare with the build that `BENCH_BASELINE` names.
     pub(crate) fn compare_builds(&mut self) -> anyhow::Result<()> {
         let Some(baseline) = baseline() else { return Ok(()) };
         let population = 10_000;
@@ -58,7 +58,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The same on SQLite.
+    /// Compare on SQLite.
     pub(crate) fn compare_builds_on_sqlite(&mut self) -> anyhow::Result<()> {
         let Some(baseline) = baseline() else { return Ok(()) };
         let folder = tempfile::tempdir()?;
@@ -71,7 +71,7 @@ impl Bench {
         for round in 0..=self.size.rounds {
             for (service, runs) in builds.iter().zip(&mut runs) {
                 let run = self.over_http(service, self.size.grouped, 10_000)?;
-                // The first warms up, and writes the users whom later ones change.
+                // The first round warms up, and writes the users that later rounds change.
                 if round > 0 {
                     runs.push(run);
                 }
@@ -125,16 +125,16 @@ impl Bench {
         let rate_far = |build: &Build| median(&build.flat_out_far, Run::rate);
         let ratio = |of: fn(&Build) -> f64| of(this) / of(baseline);
         for (what, ratio, least) in [
-            ("events/s, PostgreSQL on this machine, to the baseline's", ratio(rate), wanted::FASTER),
+            ("events/s, PostgreSQL on this machine, relative to the baseline", ratio(rate), wanted::FASTER),
             ("events/s, PostgreSQL 2 ms away", ratio(rate_far), wanted::FASTER_FAR),
         ] {
             self.verdict(what, format!("{ratio:.2} ×"), format!("≥ {least} ×"), ratio >= least);
         }
         for (what, ratio, most) in [
-            ("processor time of the service an event", ratio(each_in_service), wanted::CHEAPER),
-            ("processor time of PostgreSQL an event", ratio(each_in_database), wanted::CHEAPER_IN_DATABASE),
+            ("processor time of the service per event", ratio(each_in_service), wanted::CHEAPER),
+            ("processor time of PostgreSQL per event", ratio(each_in_database), wanted::CHEAPER_IN_DATABASE),
             ("p99 at 1,000 events/s", ratio(p99), wanted::P99_TO_BASELINE),
-            ("p50 of a webhook alone, PostgreSQL 2 ms away", ratio(p50_far), wanted::P50_FAR),
+            ("p50 of webhooks one by one, PostgreSQL 2 ms away", ratio(p50_far), wanted::P50_FAR),
         ] {
             self.verdict(what, format!("{ratio:.2} ×"), format!("≤ {most} ×"), ratio <= most);
         }
@@ -145,7 +145,7 @@ impl Bench {
 fn baseline() -> Option<PathBuf> {
     let baseline = std::env::var_os("BENCH_BASELINE").filter(|path| !path.is_empty());
     if baseline.is_none() {
-        println!("\nNo other build to compare with: BENCH_BASELINE names none.");
+        println!("\nNo build to compare with: BENCH_BASELINE is not set.");
     }
     baseline.map(PathBuf::from)
 }
@@ -166,7 +166,7 @@ fn print_builds(baseline: &Build, this: &Build) -> anyhow::Result<()> {
         let mut turns = build.turns.clone();
         turns.sort_by(f64::total_cmp);
         println!(
-            "\n{}: {:.1} round trips a webhook alone, with what is written behind its answer; {} MiB at most.",
+            "\n{}: {:.1} round trips per webhook, one by one, including writes after the answer; at most {} MiB.",
             build.name,
             turns[turns.len() / 2],
             build.near.peak_memory()? / 1024

@@ -1,5 +1,4 @@
-//! The server that everything is measured on: schemas of our own, filled with users, and what the server tells of
-//! itself meanwhile.
+//! The server for all measurements: the benchmark's schemas, filled with users, and statistics from the server.
 
 use std::{
     collections::BTreeMap,
@@ -21,16 +20,16 @@ use crate::{
     service::{Mode, Place},
 };
 
-/// Only these are ever made or dropped.
+/// The benchmark creates and drops only schemas with this prefix.
 const PREFIX: &str = "clerk_bench_";
 
-/// Any number that no other program is likely to use.
+/// An arbitrary number that no other program is likely to use.
 const ONE_BENCH_AT_A_TIME: i64 = 0x63_6c65_726b_6265;
 
-/// How often the server is asked what it is doing.
+/// How often the server's activity is sampled.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Ids of the users that the tables are filled with, in the terms of [`events::existing_user`].
+/// Ids of the initial users, as [`events::existing_user`] computes them.
 const ID: &str = "'user_1' || lpad(n::text, 8, '0') || lpad((n * 2654435761 % 4294967296)::text, 18, '0')";
 
 #[derive(Clone)]
@@ -40,7 +39,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Connect, and clear away what an earlier run left behind.
+    /// Connect, and remove the remains of an earlier run.
     pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
         let url = Url::parse(url).context("BENCH_POSTGRES_URL is not a URL")?;
         let pool = PgPoolOptions::new()
@@ -49,7 +48,7 @@ impl Database {
             .acquire_timeout(Duration::from_secs(5))
             .connect(with_name(&url, "clerk-sync bench").as_str())
             .await
-            .context("no PostgreSQL there: start one, or name another in BENCH_POSTGRES_URL")?;
+            .context("no PostgreSQL there: start one, or set BENCH_POSTGRES_URL to another")?;
         let mut keeper = pool.acquire().await?.detach();
         let alone: bool = sqlx::query("SELECT pg_try_advisory_lock($1)")
             .bind(ONE_BENCH_AT_A_TIME)
@@ -57,7 +56,7 @@ impl Database {
             .await?
             .get(0);
         if !alone {
-            bail!("another bench is running on this server");
+            bail!("another benchmark is running on this server");
         }
         // Held until the process ends.
         std::mem::forget(keeper);
@@ -66,17 +65,17 @@ impl Database {
         Ok(database)
     }
 
-    /// The server's URL for a client of this name, which is how its backends are found again.
+    /// The server's URL for a client of this name; the name identifies its backends.
     pub(crate) fn url(&self, name: &str) -> String {
         with_name(&self.url, name).into()
     }
 
-    /// One of our schemas, for a service that runs like this.
+    /// A schema of the benchmark, for a service in this mode.
     pub(crate) fn place(&self, mode: Mode, schema: &str) -> Place {
         Place { url: self.url(mode.client()), schema: Some(schema.to_owned()) }
     }
 
-    /// A schema's name.
+    /// The full name of a schema.
     pub(crate) fn schema(name: &str) -> String {
         format!("{PREFIX}{name}")
     }
@@ -90,7 +89,7 @@ impl Database {
         self.run(format!("SET client_min_messages = error; DROP SCHEMA IF EXISTS {schema} CASCADE")).await
     }
 
-    /// Drop all that is ours.
+    /// Drop all schemas of the benchmark.
     pub(crate) async fn clear(&self) -> anyhow::Result<()> {
         let left = sqlx::query("SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, $1)")
             .bind(PREFIX)
@@ -102,9 +101,8 @@ impl Database {
         Ok(())
     }
 
-    /// Fill migrated tables with users as a backfill would have left them, each with their register, the id of a
-    /// processed webhook (recent, or the service would prune it meanwhile) and a line of audit; then do what autovacuum
-    /// would do in time.
+    /// Fill migrated tables with users as a backfill would leave them. Each has a register, the id of a processed webhook
+    /// (recent, so that the service does not prune it) and an audit line. Then do the work of autovacuum.
     pub(crate) async fn fill(&self, schema: &str, users: u64) -> anyhow::Result<()> {
         let at = events::signed_up();
         let milliseconds = at.timestamp_millis();
@@ -129,14 +127,14 @@ impl Database {
         for table in ["users", "entity_versions", "processed_webhooks", "audit_log"] {
             self.run(format!("VACUUM (ANALYZE) {schema}.{table}")).await?;
         }
-        // What was filled is not to be written out while something is measured. Not everybody may do this.
+        // Write out the initial data now, so that the server does not do so during a measurement. Not every user may do this.
         if let Err(error) = self.run("CHECKPOINT").await {
             println!("no CHECKPOINT before measuring: {error}");
         }
         Ok(())
     }
 
-    /// How many events were recorded, users stored and changes audited since the tables were filled.
+    /// The number of recorded events, stored users and audit lines.
     pub(crate) async fn counts(&self, schema: &str) -> anyhow::Result<[i64; 3]> {
         let row = sqlx::query(AssertSqlSafe(format!(
             "SELECT (SELECT count(*) FROM {schema}.processed_webhooks), (SELECT count(*) FROM {schema}.users),
@@ -147,7 +145,7 @@ impl Database {
         Ok([row.get(0), row.get(1), row.get(2)])
     }
 
-    /// Put so many deliveries into the queue, in place of those that are there.
+    /// Replace the contents of the queue with this many deliveries.
     pub(crate) async fn fill_queue(&self, schema: &str, deliveries: u64) -> anyhow::Result<()> {
         self.run(format!(
             "SET search_path = {schema};
@@ -162,13 +160,13 @@ impl Database {
         self.run(format!("VACUUM (ANALYZE) {schema}.webhook_queue")).await
     }
 
-    /// How many deliveries wait.
+    /// The number of waiting deliveries.
     pub(crate) async fn waiting(&self, schema: &str) -> anyhow::Result<i64> {
         let count = AssertSqlSafe(format!("SELECT count(*) FROM {schema}.webhook_queue"));
         Ok(sqlx::query(count).fetch_one(&self.pool).await?.get(0))
     }
 
-    /// Whether a delivery waits that came at this time or later. It does not read what is gone from before.
+    /// Whether a delivery waits that is due at this time or later. The query skips earlier index entries, which may be dead.
     pub(crate) async fn is_waiting(&self, schema: &str, since: DateTime<Utc>) -> anyhow::Result<bool> {
         let mut transaction = self.pool.begin().await?;
         sqlx::raw_sql("SET LOCAL enable_seqscan = off").execute(&mut *transaction).await?;
@@ -181,7 +179,8 @@ impl Database {
         Ok(first.is_some())
     }
 
-    /// A transaction that sees the tables as they are now, until it is dropped: nothing that dies meanwhile is cleaned away.
+    /// A transaction with a snapshot of the current tables. Until it is dropped, the server cannot clean up rows that die
+    /// meanwhile.
     pub(crate) async fn old_snapshot(&self, schema: &str) -> anyhow::Result<Transaction<'static, Postgres>> {
         let mut transaction = self.pool.begin().await?;
         sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ").execute(&mut *transaction).await?;
@@ -191,8 +190,8 @@ impl Database {
         Ok(transaction)
     }
 
-    /// How many rows of the schema's tables live, how many are dead as far as the server has counted, and MiB of the tables
-    /// with their indexes.
+    /// The number of live rows in the schema's tables, the number of dead rows according to the server, and the size of tables
+    /// and indexes in MiB.
     pub(crate) async fn rows(&self, schema: &str) -> anyhow::Result<[i64; 3]> {
         let row = sqlx::query(
             "SELECT sum(n_live_tup)::bigint, sum(n_dead_tup)::bigint, (sum(pg_total_relation_size(relid)) / 1048576)::bigint
@@ -204,7 +203,7 @@ impl Database {
         Ok([row.get(0), row.get(1), row.get(2)])
     }
 
-    /// What matters of the server, in one line each.
+    /// The settings of the server that matter, one per line.
     pub(crate) async fn settings(&self) -> anyhow::Result<Vec<(String, String)>> {
         let mut settings = Vec::new();
         for name in [
@@ -233,7 +232,7 @@ impl Database {
         Ok(settings)
     }
 
-    /// Processor seconds that the backends of this client have used; `None` if they run on another machine.
+    /// The processor time that the backends of this client have used; `None` if they run on another machine.
     pub(crate) async fn backends_cpu(&self, name: &str) -> anyhow::Result<Option<Duration>> {
         let rows = sqlx::query("SELECT pid FROM pg_stat_activity WHERE application_name = $1")
             .bind(name)
@@ -242,7 +241,7 @@ impl Database {
         Ok(rows.iter().map(|row| process::cpu(row.get::<i32, _>(0).unsigned_abs())).sum())
     }
 
-    /// Watch which statements the clients of these names run.
+    /// Sample the statements that the benchmark's clients run.
     pub(crate) fn watch(&self) -> Watch {
         let seen = Arc::new(Mutex::new(BTreeMap::new()));
         let (pool, into) = (self.pool.clone(), Arc::clone(&seen));
@@ -263,17 +262,17 @@ impl Database {
     }
 }
 
-/// Statement and client, and at how many glances it was running.
+/// Statement and client, and the number of samples that found it running.
 type Seen = BTreeMap<(String, String), u32>;
 
-/// Somebody who looks at the server now and then.
+/// Samples the server's activity.
 pub(crate) struct Watch {
     seen: Arc<Mutex<Seen>>,
     task: AbortHandle,
 }
 
 impl Watch {
-    /// Stop looking, and tell.
+    /// Stop sampling; returns the counts.
     pub(crate) fn finish(self) -> Seen {
         self.task.abort();
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -286,7 +285,7 @@ fn count(seen: &mut Seen, rows: &[PgRow]) {
     }
 }
 
-/// A statement in one line, without its comments.
+/// A statement on one line, without comments.
 fn plain(statement: &str) -> String {
     let lines = statement.lines().map(|line| line.split("--").next().unwrap_or_default());
     lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")

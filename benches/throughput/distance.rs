@@ -1,4 +1,4 @@
-//! A network between a service and its database: so many milliseconds there and back, and a count of how often the service waits.
+//! A simulated network between a service and its database: adds a round-trip time, and counts how often the service waits.
 
 use std::{
     io::{Read as _, Write as _},
@@ -24,7 +24,7 @@ pub(crate) struct Distance {
 }
 
 impl Distance {
-    /// Between here and the server of this URL.
+    /// A network between this machine and the server of this URL.
     pub(crate) fn to(url: &str, there_and_back: Duration) -> anyhow::Result<Self> {
         let url = Url::parse(url)?;
         let server =
@@ -52,7 +52,7 @@ impl Distance {
         Ok(Self { address, turns })
     }
 
-    /// The same place, seen from here.
+    /// The same place, reached through the network.
     pub(crate) fn seen_from_here(&self, place: &Place) -> anyhow::Result<Place> {
         let mut url = Url::parse(&place.url)?;
         url.set_ip_host(self.address.ip()).ok().context("a host")?;
@@ -60,14 +60,14 @@ impl Distance {
         Ok(Place { url: url.into(), schema: place.schema.clone() })
     }
 
-    /// How often somebody spoke to the server after it had answered.
+    /// The number of round trips: how often a client sent data after the server had answered.
     pub(crate) fn turns(&self) -> u64 {
         self.turns.load(Relaxed)
     }
 }
 
-/// Carry what is read from one end to the other, each piece so long after it came. A thread sleeps more exactly than the runtime's
-/// timer, which counts whole milliseconds.
+/// Carry data from one end to the other, each piece delayed by `takes`. A thread sleeps more precisely than the runtime's timer,
+/// which counts whole milliseconds.
 fn carry(mut from: TcpStream, mut to: TcpStream, takes: Duration, heard: impl Fn() + Send + 'static) {
     let (sender, receiver) = mpsc::channel::<(Instant, Vec<u8>)>();
     thread::spawn(move || {

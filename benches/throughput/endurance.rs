@@ -1,5 +1,5 @@
-//! What shows only after minutes: the longest wait at a steady load, and what a transaction that holds an old snapshot does to the
-//! tables. Measured only if `BENCH_MINUTES` says for how many.
+//! Effects that show only after minutes: the longest wait at a steady load, and the effect of a transaction that holds an old
+//! snapshot. Measured only if `BENCH_MINUTES` sets the number of minutes.
 
 use std::{
     env, thread,
@@ -18,16 +18,16 @@ use crate::{
     wanted,
 };
 
-/// Rounds of the load beside an old snapshot, spread over the time.
+/// The number of rounds alongside an old snapshot, spread over the time.
 const ROUNDS: u32 = 30;
 
-/// Events of each.
+/// Events per round.
 const EVENTS: usize = 20_000;
 
 const POPULATION: u64 = 10_000;
 
 impl Bench {
-    /// 1,000 events/s.
+    /// A steady load of 1,000 events/s.
     pub(crate) fn steady(&mut self) -> anyhow::Result<()> {
         let Some(minutes) = minutes()? else { return Ok(()) };
         let schema = Database::schema("steady");
@@ -63,11 +63,11 @@ impl Bench {
         self.runtime.block_on(self.database.drop(&schema))
     }
 
-    /// The same rounds without such a transaction and beside one, inline and through the queue.
+    /// The same rounds without such a transaction and alongside one, inline and through the queue.
     pub(crate) fn beside_an_old_snapshot(&mut self) -> anyhow::Result<()> {
         let Some(minutes) = minutes()? else { return Ok(()) };
         println!(
-            "\n## Beside a transaction that holds an old snapshot, {ROUNDS} rounds of {EVENTS} events\n"
+            "\n## Alongside a transaction that holds an old snapshot, {ROUNDS} rounds of {EVENTS} events\n"
         );
         println!(
             "| | events/s: first third | last third | rows alive | dead | MiB |\n|---|--:|--:|--:|--:|--:|"
@@ -77,7 +77,7 @@ impl Bench {
             let beside = self.rounds(mode, name, Some(Duration::from_secs(60 * minutes)))?;
             let ratio = beside / without;
             self.verdict(
-                format!("events/s beside an old snapshot, {name}"),
+                format!("events/s alongside an old snapshot, {name}"),
                 format!("{ratio:.2} ×"),
                 format!("≥ {} ×", wanted::BESIDE_A_SNAPSHOT),
                 ratio >= wanted::BESIDE_A_SNAPSHOT,
@@ -86,8 +86,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Events a second of the last third of the rounds: one behind the other, or spread over the time for which somebody holds a
-    /// snapshot.
+    /// Events per second in the last third of the rounds. The rounds follow each other directly, or are spread over the time for
+    /// which a snapshot is held.
     fn rounds(&mut self, mode: Mode, name: &str, held: Option<Duration>) -> anyhow::Result<f64> {
         let schema = Database::schema("snapshot");
         let service = Service::start(mode, &self.database.place(mode, &schema))?;
@@ -109,11 +109,11 @@ impl Bench {
             thread::sleep((pause * round).saturating_sub(began.elapsed()));
         }
         let waiting = self.runtime.block_on(self.database.waiting(&schema))?;
-        anyhow::ensure!(waiting == 0, "{waiting} wait after all rounds");
+        anyhow::ensure!(waiting == 0, "{waiting} deliveries wait after all rounds");
         let [alive, dead, size] = self.runtime.block_on(self.database.rows(&schema))?;
         let third = runs.len() / 3;
         let [first, last] = [&runs[..third], &runs[2 * third..]].map(|runs| median(runs, Run::rate));
-        let beside = if held.is_some() { "beside it" } else { "without" };
+        let beside = if held.is_some() { "alongside it" } else { "without" };
         println!("| {name}, {beside} | {first:.0} | {last:.0} | {alive} | {dead} | {size} |");
         self.remember(&service)?;
         drop(service);

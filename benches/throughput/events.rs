@@ -1,36 +1,36 @@
-//! Users and events as Clerk makes them: ids that begin with the time, half of the events about new users and half
-//! about users that are there already.
+//! Users and events like Clerk's: ids begin with the time, and half of the events concern new users, the other half existing
+//! users.
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeZone, Utc};
 use clerk_sync::clerk::{sample, signature::Secret};
 use serde_json::{Value, json};
 
-/// What signs every request. Of no other use.
+/// The secret that signs every request; it has no other use.
 pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-/// A step that visits every user of 10 k, 100 k or 1 M once before any twice, all over the table.
+/// A step through 10 k, 100 k or 1 M users that visits each user once before it repeats, scattered over the table.
 const STRIDE: u64 = 611_953;
 
-/// Whom events are about.
+/// The sort of user in events.
 #[derive(Clone, Copy)]
 pub(crate) enum Person {
-    /// With a mail address and a password, like the people in Clerk's documented samples.
+    /// With a mail address and a password, like the users in Clerk's documented samples.
     Plain,
-    /// With a telephone number, a Google account and metadata as well, and every field that Clerk sends.
+    /// Also with a telephone number, a Google account and metadata, and every field that Clerk sends.
     Connected,
 }
 
-/// One event, ready to be signed.
+/// One unsigned event.
 pub(crate) struct Event {
     pub(crate) svix_id: String,
-    /// The number of the existing user that it is about; `None` if the user is new.
+    /// The number of its existing user; `None` if the user is new.
     pub(crate) existing: Option<u64>,
     pub(crate) body: Bytes,
 }
 
 impl Event {
-    /// The request of Svix, head and body.
+    /// The request as Svix sends it, head and body.
     pub(crate) fn request(&self, secret: &Secret, at: DateTime<Utc>) -> Vec<u8> {
         let signature = secret.sign(&self.svix_id, at, &self.body);
         let mut request = format!(
@@ -47,19 +47,19 @@ impl Event {
     }
 }
 
-/// Makes events, each about something that nobody has said yet.
+/// Creates events, each with new data.
 #[derive(Default)]
 pub(crate) struct Events {
     made: u64,
 }
 
 impl Events {
-    /// `count` events on a table of `population` users.
+    /// Create `count` events for a table of `population` users.
     pub(crate) fn make(&mut self, count: usize, population: u64, person: Person) -> Vec<Event> {
         (0..count).map(|_| self.next(population, person)).collect()
     }
 
-    /// How many so far.
+    /// The number of events created so far.
     pub(crate) fn made(&self) -> u64 {
         self.made
     }
@@ -79,17 +79,17 @@ impl Events {
     }
 }
 
-/// The id of a user that the tables are filled with; [`fill`](crate::database::Database::fill) makes the same.
+/// The id of an initial user; [`fill`](crate::database::Database::fill) computes the same.
 pub(crate) fn existing_user(number: u64) -> String {
     format!("user_1{number:08}{:018}", number * 2_654_435_761 % 4_294_967_296)
 }
 
-/// When the users that the tables are filled with signed up and were last changed.
+/// When the initial users signed up and were last changed.
 pub(crate) fn signed_up() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2025, 1, 1, 0, 0, 0).single().expect("a time that there was")
 }
 
-/// A KSUID in all that an index notices: 27 characters, the seconds first, the rest random.
+/// An id that looks like a KSUID to an index: 27 characters, first the seconds, then random ones.
 fn id(prefix: &str, at: DateTime<Utc>) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let mut seconds = at.timestamp().unsigned_abs();
@@ -108,7 +108,7 @@ fn id(prefix: &str, at: DateTime<Utc>) -> String {
     })
 }
 
-/// What Clerk posts.
+/// The body that Clerk posts.
 fn body(
     person: Person,
     updated: bool,
@@ -136,7 +136,7 @@ fn body(
     .to_string()
 }
 
-/// The id of something of this user.
+/// The id of an object that belongs to this user.
 fn own(user: &str, prefix: &str) -> String {
     user.replacen("user_", prefix, 1)
 }

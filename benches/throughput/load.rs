@@ -1,5 +1,5 @@
-//! The sender: a frugal HTTP/1.1 client on one thread, because it shares the machine with what it measures.
-//! Requests are made and signed before; nothing but writing, reading and a clock is left.
+//! The sender: a frugal HTTP/1.1 client on one thread, because it shares the machine with the service that it measures. Requests
+//! are prepared and signed in advance; only writing, reading and a clock remain.
 
 use std::{
     collections::BTreeMap,
@@ -22,20 +22,20 @@ use tokio::{
 /// How requests are sent.
 #[derive(Clone, Copy)]
 pub(crate) struct Load {
-    /// Kept alive; each has one request under way at most.
+    /// Kept alive; each has at most one request in progress.
     pub(crate) connections: usize,
-    /// The time between two requests, whatever becomes of them. `None`: as fast as answers come.
+    /// The time between two requests, whatever their results. `None`: send as fast as answers arrive.
     pub(crate) every: Option<Duration>,
 }
 
-/// What came of it.
+/// The result of a load.
 pub(crate) struct Report {
     /// From the first request to the last answer.
     pub(crate) elapsed: Duration,
-    /// From the moment a request was due to its answer, sorted. A request that was late because all connections
-    /// were waiting counts from when it should have gone out.
+    /// The time from when a request was due to its answer, sorted. For a request that was late because all connections were
+    /// waiting, the time also counts from when it was due.
     pub(crate) latencies: Vec<Duration>,
-    /// How often each answer came: the status of the webhook, or of HTTP.
+    /// How often each answer came: the status in the webhook's body, or of HTTP.
     pub(crate) answers: BTreeMap<String, usize>,
 }
 
@@ -51,10 +51,10 @@ impl Report {
         self.latencies[place.clamp(1, self.latencies.len()) - 1]
     }
 
-    /// What is answered otherwise was not measured.
+    /// Fail unless every answer was `word`: only then is the measurement valid.
     pub(crate) fn all_answered(&self, word: &str) -> anyhow::Result<()> {
         if self.answers.keys().any(|answer| answer != word) {
-            bail!("not every event was {word}: {:?}", self.answers);
+            bail!("not every event was answered {word}: {:?}", self.answers);
         }
         Ok(())
     }
@@ -142,13 +142,13 @@ impl Sender {
     }
 }
 
-/// One answer with a `content-length`, as ours all have.
+/// Read one answer. It needs a `content-length`, which all of clerk-sync's answers have.
 async fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> anyhow::Result<()> {
     answer.clear();
     let mut wanted = None;
     loop {
         if stream.read_buf(answer).await? == 0 {
-            bail!("the service hung up");
+            bail!("the service closed the connection");
         }
         if wanted.is_none()
             && let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n")

@@ -1,10 +1,10 @@
-//! How many events a second, at what latency and in how much memory: the service as it is run, against the same
-//! service with one event a transaction, and against the same batches straight into SQL. One run, one server.
+//! Events per second, latency and memory of the service in normal operation, compared with the same service with one event per
+//! transaction, and with the same batches straight into SQL. One run, one server.
 //!
-//! Runs are interleaved and medians are shown, because machines are noisy. `docs/benchmarks.md` explains; run it as
-//! `scripts/bench`.
-#![expect(clippy::disallowed_methods, reason = "a bench has a real clock")]
-#![expect(clippy::print_stdout, reason = "a bench prints what it finds")]
+//! Runs are interleaved and medians are shown, because machines are noisy. `docs/benchmarks.md` explains the results; run this
+//! with `scripts/bench`.
+#![expect(clippy::disallowed_methods, reason = "a benchmark uses the real clock")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 #![expect(clippy::cast_precision_loss, reason = "counts of a few million fit a float")]
 
 mod baseline;
@@ -40,7 +40,7 @@ use self::{
     viewer::Viewer,
 };
 
-/// As the program itself has, so that its stand-in is no slower.
+/// The same allocator as the program, so that its stand-in is no slower.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -48,10 +48,10 @@ const DEFAULT_URL: &str = "postgres://postgres@127.0.0.1:5432/postgres";
 
 const CONNECTIONS: usize = 256;
 
-/// As fast as answers come.
+/// As fast as answers arrive.
 const FLAT_OUT: Load = Load { connections: CONNECTIONS, every: None };
 
-/// What is asked of a quiet machine with two cores that carries the database and the sender as well.
+/// Targets for a quiet machine with two cores that also runs the database and the sender.
 mod wanted {
     pub(super) const OVER_ONE_BY_ONE: f64 = 5.0;
     pub(super) const OF_STRAIGHT_SQL: f64 = 0.5;
@@ -80,18 +80,18 @@ mod wanted {
     pub(super) const PEAK_MIB: f64 = 64.0;
 }
 
-/// On a slow or busy machine no new round of a part begins after this.
+/// On a slow or busy machine, no new round of a part begins after this time.
 const LONGEST_PART: Duration = Duration::from_mins(2);
 
-/// How much is done.
+/// The amount of work.
 struct Size {
     rounds: usize,
-    /// Events of one run, by what is measured.
+    /// Events per run, by measurement.
     grouped: usize,
     one_by_one: usize,
     paced: usize,
     populations: Vec<u64>,
-    /// Deliveries that wait while some are claimed.
+    /// The number of waiting deliveries in the test of claims.
     waiting: u64,
 }
 
@@ -133,7 +133,7 @@ fn main() -> anyhow::Result<()> {
     let result = bench.run();
     bench.runtime.block_on(bench.database.clear())?;
     result?;
-    println!("\n## Verdict{}\n", if quick { " (of a quick look, too short for conclusions)" } else { "" });
+    println!("\n## Verdict{}\n", if quick { " (quick run, too short for conclusions)" } else { "" });
     println!("| | measured | wanted | |\n|---|--:|--:|---|");
     for Verdict { what, measured, wanted, met } in &bench.verdicts {
         println!("| {what} | {measured} | {wanted} | {} |", if *met { "met" } else { "**missed**" });
@@ -149,7 +149,7 @@ struct Bench {
     database: Database,
     runtime: Runtime,
     verdicts: Vec<Verdict>,
-    /// The most memory that the service ever held, in KiB.
+    /// The peak memory of the service, in KiB.
     peak: u64,
 }
 
@@ -160,12 +160,12 @@ struct Verdict {
     met: bool,
 }
 
-/// One run of something.
+/// The result of one run.
 #[derive(Clone, Copy)]
 struct Run {
     events: usize,
     elapsed: Duration,
-    /// Processor time by who used it.
+    /// Processor time by user.
     service: Duration,
     backends: Duration,
     sender: Duration,
@@ -179,13 +179,13 @@ impl Run {
         self.events as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// Microseconds an event.
+    /// Microseconds per event.
     fn each(&self, time: Duration) -> f64 {
         time.as_secs_f64() * 1e6 / self.events as f64
     }
 }
 
-/// One part of the bench, which can be run alone.
+/// One part of the benchmark, which can run alone.
 type Part = fn(&mut Bench) -> anyhow::Result<()>;
 
 impl Bench {
@@ -205,7 +205,7 @@ impl Bench {
         let only = env::var("BENCH_ONLY").ok().filter(|name| !name.is_empty());
         anyhow::ensure!(
             only.as_ref().is_none_or(|only| parts.iter().any(|(name, _)| name == only)),
-            "BENCH_ONLY names one of {}",
+            "BENCH_ONLY must be one of {}",
             parts.map(|(name, _)| name).join(", ")
         );
         for (_, part) in parts.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name == only)) {
@@ -213,7 +213,7 @@ impl Bench {
         }
         let mib = self.peak as f64 / 1024.0;
         self.verdict(
-            "peak memory of the service over all of this (VmHWM)",
+            "peak memory of the service over all parts (VmHWM)",
             format!("{mib:.0} MiB"),
             format!("≤ {:.0} MiB", wanted::PEAK_MIB),
             mib <= wanted::PEAK_MIB,
@@ -236,13 +236,13 @@ impl Bench {
             self.events.make(2, 10_000, person).iter().map(|event| event.body.len()).sum::<usize>() / 2
         });
         println!(
-            "{CONNECTIONS} connections kept alive; bodies of {connected} bytes, where they are said to be small of {plain}; \
-             half new users, half updates; every event applied, audited and answered after its commit"
+            "{CONNECTIONS} connections kept alive; bodies of {connected} bytes, small bodies of {plain} bytes; \
+             half new users, half updates; every event is applied, audited and answered after its commit"
         );
         Ok(())
     }
 
-    /// Group commit, one by one, and straight SQL, in turns, on 10 k users.
+    /// Group commit, one event per transaction, and straight SQL, in turns, with 10 k users.
     fn compare(&mut self) -> anyhow::Result<()> {
         let population = 10_000;
         let schema = Database::schema("compare");
@@ -252,7 +252,7 @@ impl Bench {
         let writer = self.runtime.block_on(Writer::connect(&self.database, &schema))?;
         let before = self.runtime.block_on(self.database.counts(&schema))?;
         let made = self.events.made();
-        // Warm: connections, caches, allocators.
+        // Warm up connections, caches and allocators.
         self.over_http(&grouped, 2_000, population)?;
         self.over_http(&one_by_one, 500, population)?;
 
@@ -272,7 +272,7 @@ impl Bench {
         print_head();
         print_runs("over HTTP, group commit", &group);
         print_runs("over HTTP, group commit, small bodies", &small);
-        print_runs("over HTTP, one event a transaction", &single);
+        print_runs("over HTTP, one event per transaction", &single);
         print_runs("the same batches straight into SQL", &straight);
         tell_statements(&seen);
 
@@ -285,13 +285,13 @@ impl Bench {
             small >= wanted::EVENTS_A_SECOND,
         );
         self.verdict(
-            "group commit over one event a transaction",
+            "group commit relative to one event per transaction",
             format!("{:.1} ×", group / single),
             format!("≥ {} ×", wanted::OVER_ONE_BY_ONE),
             group / single >= wanted::OVER_ONE_BY_ONE,
         );
         self.verdict(
-            "group commit of straight SQL",
+            "group commit relative to straight SQL",
             format!("{:.2}", group / straight),
             format!("≥ {}", wanted::OF_STRAIGHT_SQL),
             group / straight >= wanted::OF_STRAIGHT_SQL,
@@ -300,7 +300,7 @@ impl Bench {
         self.pace(&grouped, population)?;
         self.remember(&grouped)?;
 
-        // Nothing was measured that did not happen.
+        // Check that every measured event took effect.
         let after = self.runtime.block_on(self.database.counts(&schema))?;
         let made = i64::try_from(self.events.made() - made)?;
         anyhow::ensure!(
@@ -308,7 +308,7 @@ impl Bench {
             "{made} events were sent, but the tables grew from {before:?} to {after:?}"
         );
         println!(
-            "\nChecked afterwards: {made} events left exactly as many ids and audit lines, and half as many users."
+            "\nChecked afterwards: {made} events added exactly as many ids and audit lines, and half as many users."
         );
         drop(grouped);
         self.runtime.block_on(async {
@@ -317,17 +317,18 @@ impl Bench {
         })
     }
 
-    /// Latency while events come at a steady rate, and while somebody looks at the dashboard besides, in turns.
+    /// Latency at a steady rate of events, alone and while a viewer uses the dashboard, in turns.
     fn pace(&mut self, service: &Service, population: u64) -> anyhow::Result<()> {
         let load = Load { every: Some(Duration::from_millis(1)), ..FLAT_OUT };
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         println!("\n## Latency at 1,000 events/s and {population} users, rounds in turns\n");
         println!(
-            "| | over | p50 | p90 | p99 | p99.9 | longest | events a transaction |\n|---|--:|--:|--:|--:|--:|--:|--:|"
+            "| | over | p50 | p90 | p99 | p99.9 | longest | events per transaction |\n|---|--:|--:|--:|--:|--:|--:|--:|"
         );
         let [mut alone, mut beside] = [const { Vec::new() }; 2];
         let (mut pages, began) = (0, Instant::now());
-        // More and shorter than others: a tail is noisy, and whatever else the machine does in one round is then in one of many.
+        // More and shorter rounds than elsewhere: a tail is noisy, and a disturbance on the machine then affects one of many
+        // rounds.
         while alone.len() < 2 * self.size.rounds && began.elapsed() < LONGEST_PART {
             let first = alone.len() % 2 == 1;
             for looked_at in [first, !first] {
@@ -339,14 +340,14 @@ impl Bench {
                     [0.5, 0.9, 0.99, 0.999, 1.0].map(|part| milliseconds(report.percentile(part)));
                 println!(
                     "| {} | {:.0} s | {p50:.1} ms | {p90:.1} ms | {p99:.1} ms | {p999:.1} ms | {longest:.1} ms | {:.1} |",
-                    if looked_at { "beside the dashboard" } else { "alone" },
+                    if looked_at { "with the dashboard" } else { "alone" },
                     run.elapsed.as_secs_f64(),
                     run.batch,
                 );
                 if looked_at { &mut beside } else { &mut alone }.push(run);
             }
         }
-        println!("\n{pages} pages of the dashboard were seen.");
+        println!("\n{pages} pages of the dashboard were viewed.");
         let [p99, p99_beside] = [&alone, &beside].map(|runs| median(runs, |run| milliseconds(run.p99)));
         self.verdict(
             "p99 at 1,000 events/s",
@@ -356,7 +357,7 @@ impl Bench {
         );
         let ratio = p99_beside / p99;
         self.verdict(
-            "p99 beside somebody who looks at the dashboard, to that alone",
+            "p99 while a viewer uses the dashboard, relative to alone",
             format!("{ratio:.2} ×"),
             format!("≤ {} ×", wanted::P99_BESIDE_DASHBOARD),
             ratio <= wanted::P99_BESIDE_DASHBOARD,
@@ -364,7 +365,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The cost of an event as the table grows.
+    /// The cost per event as the table grows.
     fn grow(&mut self) -> anyhow::Result<()> {
         let mut runs: BTreeMap<u64, [Vec<Run>; 2]> = BTreeMap::new();
         let populations = self.size.populations.clone();
@@ -373,7 +374,7 @@ impl Bench {
         while rounds < self.size.rounds && (rounds <= 1 || began.elapsed() < LONGEST_PART) {
             for &population in &populations {
                 let schema = Database::schema(&format!("users_{population}"));
-                // What is measured adds users. A large table does not notice, a small one begins afresh.
+                // Measurements add users. A large table is hardly affected; a small one is filled again each round.
                 let begins_afresh = population < 1_000_000 || filled.insert(population);
                 if begins_afresh {
                     self.runtime.block_on(self.database.drop(&schema))?;
@@ -394,17 +395,17 @@ impl Bench {
                 self.remember(&service)?;
                 self.runtime.block_on(writer.close());
             }
-            // The first round filled the tables, and found cold caches.
+            // The first round filled the tables and had cold caches.
             rounds += 1;
             if rounds == 1 {
                 began = Instant::now();
             }
         }
 
-        println!("\n## Cost of an event by existing users, medians of {rounds} rounds in turns\n");
+        println!("\n## Cost per event by number of existing users, medians of {rounds} rounds in turns\n");
         println!(
-            "| users | events/s over HTTP | µs an event | to the smallest | processor µs an event: service | PostgreSQL \
-             | straight SQL: µs an event | to the smallest |\n|--:|--:|--:|--:|--:|--:|--:|--:|"
+            "| users | events/s over HTTP | µs per event | relative to the fewest | processor µs per event: service | PostgreSQL \
+             | straight SQL: µs per event | relative to the fewest |\n|--:|--:|--:|--:|--:|--:|--:|--:|"
         );
         let cost = |runs: &[Run]| median(runs, |run| run.each(run.elapsed));
         let first = runs.first_key_value().map(|(_, [http, sql])| (cost(http), cost(sql)));
@@ -426,7 +427,7 @@ impl Bench {
             let ratio = cost(many) / first_http;
             let what = if population == 1_000_000 { "1 M" } else { "5 M" };
             self.verdict(
-                format!("cost of an event at {what} users to that at the fewest"),
+                format!("cost per event at {what} users, relative to the fewest"),
                 format!("{ratio:.2} ×"),
                 format!("≤ {most} ×"),
                 ratio <= most,
@@ -440,7 +441,7 @@ impl Bench {
         Ok(())
     }
 
-    /// As fast as it goes.
+    /// As fast as possible.
     fn over_http(&mut self, service: &Service, count: usize, population: u64) -> anyhow::Result<Run> {
         Ok(self.load(service, count, population, Person::Connected, FLAT_OUT)?.0)
     }
@@ -514,7 +515,7 @@ impl Bench {
 
 fn print_head() {
     println!(
-        "| | events/s | (lowest–highest) | events a transaction | p50 | p99 | processor µs an event: service | \
+        "| | events/s | (lowest–highest) | events per transaction | p50 | p99 | processor µs per event: service | \
          PostgreSQL | sender |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     );
 }
@@ -539,7 +540,7 @@ fn print_runs(what: &str, runs: &[Run]) {
     );
 }
 
-/// The statements that were seen running, and their share of all glances at a busy backend.
+/// The statements found running, and their share of all samples of busy backends.
 fn tell_statements(seen: &BTreeMap<(String, String), u32>) {
     let of = |client: &str| -> BTreeMap<&str, u32> {
         let of_client = seen.iter().filter(|((_, name), _)| name == client);
@@ -554,9 +555,7 @@ fn tell_statements(seen: &BTreeMap<(String, String), u32>) {
     statements.sort_unstable();
     statements.dedup();
     statements.sort_by(|a, b| share(&service, b).total_cmp(&share(&service, a)));
-    println!(
-        "\n### Statements seen running, as `pg_stat_activity` shows them, and their share of the time\n"
-    );
+    println!("\n### Statements found running in `pg_stat_activity`, and their share of the time\n");
     println!("| service | straight | statement |\n|--:|--:|---|");
     for statement in statements {
         println!(

@@ -1,4 +1,4 @@
-//! A MariaDB or MySQL server beside PostgreSQL, and beside the handler that tutorials give.
+//! MariaDB or MySQL compared with PostgreSQL, and with the webhook handler from tutorials.
 
 use std::{
     env,
@@ -24,23 +24,23 @@ use crate::{
 
 const DEFAULT_URL: &str = "mysql://root@127.0.0.1:3306/";
 
-/// Only these are ever made or dropped.
+/// The benchmark creates and drops only databases with this prefix.
 const PREFIX: &str = "clerk_bench_";
 
-/// A row of the filled tables has a number below this.
+/// The number of initial users is below this.
 const MOST: u64 = 10_000_000;
 
-/// Ids of the users that the tables are filled with, in the terms of [`events::existing_user`].
+/// Ids of the initial users, as [`events::existing_user`] computes them.
 const ID: &str = "concat('user_1', lpad(n, 8, '0'), lpad(n * 2654435761 % 4294967296, 18, '0'))";
 
-/// A server that its user may make databases in.
+/// A server on which the user may create databases.
 pub(crate) struct Mysql {
     pool: MySqlPool,
     url: Url,
 }
 
 impl Mysql {
-    /// The server of `BENCH_MYSQL_URL`.
+    /// Connect to the server of `BENCH_MYSQL_URL`.
     pub(crate) async fn connect() -> anyhow::Result<Self> {
         let url = env::var("BENCH_MYSQL_URL").unwrap_or_else(|_| DEFAULT_URL.to_owned());
         let url = Url::parse(&url).context("BENCH_MYSQL_URL is not a URL")?;
@@ -49,7 +49,7 @@ impl Mysql {
             .acquire_timeout(Duration::from_secs(5))
             .connect(url.as_str())
             .await
-            .context("no MariaDB or MySQL there: start one, or name another in BENCH_MYSQL_URL")?;
+            .context("no MariaDB or MySQL there: start one, or set BENCH_MYSQL_URL to another")?;
         Ok(Self { pool, url })
     }
 
@@ -62,7 +62,7 @@ impl Mysql {
         Ok(sqlx::query(AssertSqlSafe(text)).fetch_one(&self.pool).await?.get(0))
     }
 
-    /// Its version, and what decides when a commit is on disk.
+    /// The version, and the settings that decide when a commit is on disk.
     async fn settings(&self) -> anyhow::Result<String> {
         let text = "SELECT version(), @@innodb_flush_log_at_trx_commit, @@log_bin, @@innodb_buffer_pool_size DIV 1048576";
         let row = sqlx::query(text).fetch_one(&self.pool).await?;
@@ -75,7 +75,7 @@ impl Mysql {
         ))
     }
 
-    /// An empty database.
+    /// Create an empty database.
     async fn fresh(&self, name: &str) -> anyhow::Result<Place> {
         self.run(format!(
             "DROP DATABASE IF EXISTS {PREFIX}{name}; CREATE DATABASE {PREFIX}{name} CHARACTER SET utf8mb4"
@@ -90,7 +90,7 @@ impl Mysql {
         self.run(format!("DROP DATABASE IF EXISTS {PREFIX}{name}")).await
     }
 
-    /// Fill migrated tables with users as a backfill would have left them.
+    /// Fill migrated tables with users as a backfill would leave them.
     async fn fill(&self, name: &str, users: u64) -> anyhow::Result<()> {
         ensure!(users < MOST, "too many users");
         let at = events::signed_up();
@@ -123,7 +123,7 @@ impl Mysql {
             .await
     }
 
-    /// How many events were recorded and users stored.
+    /// The number of recorded events and stored users.
     async fn counts(&self, name: &str) -> anyhow::Result<[i64; 2]> {
         let count = |table: &str| self.number(format!("SELECT count(*) FROM {PREFIX}{name}.{table}"));
         Ok([count("processed_webhooks").await?, count("users").await?])
@@ -131,11 +131,11 @@ impl Mysql {
 }
 
 impl Bench {
-    /// The service on both databases, one event a transaction, and the handler, in turns.
+    /// The service on both databases, with one event per transaction, and the handler, in turns.
     pub(crate) fn compare_databases(&mut self) -> anyhow::Result<()> {
         let population = 10_000;
         let mysql = self.runtime.block_on(Mysql::connect())?;
-        println!("\n## MariaDB or MySQL beside PostgreSQL at {population} users\n");
+        println!("\n## MariaDB or MySQL compared with PostgreSQL at {population} users\n");
         println!("{}\n", self.runtime.block_on(mysql.settings())?);
         let schema = Database::schema("beside");
         let on_postgres =
@@ -162,7 +162,7 @@ impl Bench {
         crate::print_head();
         crate::print_runs("clerk-sync on PostgreSQL", &postgres);
         crate::print_runs("clerk-sync on MariaDB or MySQL", &grouped);
-        crate::print_runs("the same, one event a transaction", &single);
+        crate::print_runs("the same, one event per transaction", &single);
         tutorial.sort_by(f64::total_cmp);
         let tutorial = tutorial[tutorial.len() / 2];
         println!("| Express, svix and Drizzle on the same MariaDB or MySQL | {tutorial:.0} | | | | | | | |");
@@ -174,9 +174,17 @@ impl Bench {
         );
         let [postgres, grouped, single] = [&postgres, &grouped, &single].map(|runs| median(runs, Run::rate));
         for (what, ratio, wanted) in [
-            ("events/s on MariaDB or MySQL, of PostgreSQL's", grouped / postgres, wanted::MYSQL_OF_POSTGRES),
-            ("the same, over one event a transaction", grouped / single, wanted::MYSQL_OVER_ONE_BY_ONE),
-            ("the same, over the handler of tutorials", grouped / tutorial, wanted::OVER_HANDLER),
+            (
+                "events/s on MariaDB or MySQL, relative to PostgreSQL",
+                grouped / postgres,
+                wanted::MYSQL_OF_POSTGRES,
+            ),
+            (
+                "the same, relative to one event per transaction",
+                grouped / single,
+                wanted::MYSQL_OVER_ONE_BY_ONE,
+            ),
+            ("the same, relative to the tutorial handler", grouped / tutorial, wanted::OVER_HANDLER),
         ] {
             self.verdict(what, format!("{ratio:.2} ×"), format!("≥ {wanted} ×"), ratio >= wanted);
         }
@@ -189,7 +197,7 @@ impl Bench {
         self.grow_mysql(&mysql)
     }
 
-    /// The cost of an event as the table grows.
+    /// The cost per event as the table grows.
     fn grow_mysql(&mut self, mysql: &Mysql) -> anyhow::Result<()> {
         let populations = [self.size.populations[0], *self.size.populations.last().expect("there are sizes")];
         let mut services = Vec::new();
@@ -209,8 +217,8 @@ impl Bench {
                 runs.push(self.over_http(service, self.size.grouped.min(16_000), *population)?);
             }
         }
-        println!("\n## Cost of an event by existing users on MariaDB or MySQL, in turns\n");
-        println!("| users | events/s over HTTP | processor µs an event: service |\n|--:|--:|--:|");
+        println!("\n## Cost per event by number of existing users on MariaDB or MySQL, in turns\n");
+        println!("| users | events/s over HTTP | processor µs per event: service |\n|--:|--:|--:|");
         let mut costs = Vec::new();
         for (population, _, runs) in &services {
             let rate = median(runs, Run::rate);
@@ -220,7 +228,7 @@ impl Bench {
         let ratio = costs[1] / costs[0];
         let most = wanted::MYSQL_COST_OF_A_MILLION;
         self.verdict(
-            "cost of an event at the most users to that at the fewest, on MariaDB or MySQL",
+            "cost per event at the most users relative to the fewest, on MariaDB or MySQL",
             format!("{ratio:.2} ×"),
             format!("≤ {most} ×"),
             ratio <= most,
@@ -232,7 +240,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Events a second of the handler.
+    /// The handler's events per second.
     fn handled(&mut self, handler: &Handler, count: usize, population: u64) -> anyhow::Result<f64> {
         let events = self.events.make(count, population, Person::Connected);
         let requests = self.signed(&events);
@@ -242,7 +250,7 @@ impl Bench {
     }
 }
 
-/// `benches/handler` as a process of its own.
+/// `benches/handler` as a separate process.
 struct Handler {
     child: Child,
     address: SocketAddr,
@@ -250,7 +258,7 @@ struct Handler {
 }
 
 impl Handler {
-    /// Install what it needs, start it and wait until it listens.
+    /// Install its dependencies, start it, and wait until it listens.
     fn start(place: &Place) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/handler");
@@ -262,7 +270,7 @@ impl Handler {
             .current_dir(&folder)
             .status()
             .context("npm cannot be started: the handler needs Node.js")?;
-        ensure!(installed.success(), "npm could not install what the handler needs");
+        ensure!(installed.success(), "npm could not install the handler's dependencies");
         let address = service::free_address()?;
         let mut child = Command::new("node")
             .arg("handler.mjs")

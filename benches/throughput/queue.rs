@@ -1,5 +1,5 @@
-//! The queue: how fast events are accepted, how fast they are applied afterwards, and what a claim costs among many
-//! that wait.
+//! The queue: how fast events are accepted, how fast they are applied afterwards, and the cost of a claim among many waiting
+//! deliveries.
 
 use std::{
     thread,
@@ -19,21 +19,21 @@ use crate::{
     wanted,
 };
 
-/// The name of whoever claims.
+/// The client name of the claims.
 const CLIENT: &str = "bench: claims";
 
-/// What one transaction of a worker takes.
+/// The size of one worker transaction.
 const CLAIM: u32 = 512;
 const CLAIM_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Claims of which the median counts.
+/// The number of claims; their median counts.
 const CLAIMS: usize = 51;
 
-/// As among few.
+/// The number of waiting deliveries that counts as few.
 const FEW: u64 = 1000;
 
 impl Bench {
-    /// Inline, accepting and draining in turns, on 10 k users; then claims.
+    /// Inline, accepting and draining in turns, with 10 k users; then claims.
     pub(crate) fn queue(&mut self) -> anyhow::Result<()> {
         let population = 10_000;
         let (inline, queued) = (Database::schema("inline"), Database::schema("queued"));
@@ -42,7 +42,7 @@ impl Bench {
         for schema in [&inline, &queued] {
             self.runtime.block_on(self.database.fill(schema, population))?;
         }
-        // Warm: connections, caches, allocators.
+        // Warm up connections, caches and allocators.
         self.over_http(&grouped, 2_000, population)?;
         self.over_http(&accepting, 2_000, population)?;
         self.drained(&queued)?;
@@ -54,7 +54,10 @@ impl Bench {
             applied.push(self.over_http(&grouped, count, population)?.rate());
             accepted.push(self.over_http(&accepting, count, population)?.rate());
             let waiting = self.runtime.block_on(self.database.waiting(&queued))?;
-            anyhow::ensure!(waiting == i64::try_from(count)?, "{waiting} wait after {count} were accepted");
+            anyhow::ensure!(
+                waiting == i64::try_from(count)?,
+                "{waiting} deliveries wait after {count} were accepted"
+            );
             drained.push(count as f64 / self.drained(&queued)?.as_secs_f64());
         }
         println!("\n## The queue at {population} users, medians of {} rounds in turns\n", applied.len());
@@ -74,8 +77,8 @@ impl Bench {
         }
         let [inline_rate, accepted, drained] = medians;
         for (what, rate, wanted) in [
-            ("events/s accepted into the queue, of inline's", accepted, wanted::ACCEPTED_OF_INLINE),
-            ("events/s drained from the queue, of inline's", drained, wanted::DRAINED_OF_INLINE),
+            ("events/s accepted into the queue, relative to inline", accepted, wanted::ACCEPTED_OF_INLINE),
+            ("events/s drained from the queue, relative to inline", drained, wanted::DRAINED_OF_INLINE),
         ] {
             let part = rate / inline_rate;
             self.verdict(what, format!("{part:.2}"), format!("≥ {wanted}"), part >= wanted);
@@ -85,7 +88,7 @@ impl Bench {
 
         let claims = self.claims(&queued)?;
         self.verdict(
-            "claiming among all that wait, to claiming among 1,000",
+            "claiming among all waiting deliveries, relative to 1,000",
             format!("{claims:.2} ×"),
             format!("≤ {} ×", wanted::CLAIM_AMONG_MANY),
             claims <= wanted::CLAIM_AMONG_MANY,
@@ -96,7 +99,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Let one worker apply all that waits; returns how long that took, its start included.
+    /// Let one worker apply all waiting deliveries; returns how long that took, including its start.
     fn drained(&mut self, schema: &str) -> anyhow::Result<Duration> {
         let began = Instant::now();
         let worker = Service::start(Mode::Draining, &self.database.place(Mode::Draining, schema))?;
@@ -122,7 +125,7 @@ impl Bench {
         Ok(many.as_secs_f64() / few.as_secs_f64())
     }
 
-    /// The median time of claims that are given back.
+    /// The median time of claims that are rolled back.
     fn claim(&mut self, schema: &str, waiting: u64) -> anyhow::Result<Duration> {
         self.runtime.block_on(async {
             self.database.fill_queue(schema, waiting).await?;
@@ -141,7 +144,7 @@ impl Bench {
                 let claimed = transaction.claim(BEGINNING..=Utc::now(), CLAIM, CLAIM_BYTES).await?;
                 times.push(began.elapsed());
                 transaction.rollback().await;
-                anyhow::ensure!(claimed.len() == CLAIM as usize, "{} were claimed", claimed.len());
+                anyhow::ensure!(claimed.len() == CLAIM as usize, "{} deliveries were claimed", claimed.len());
             }
             store.close().await;
             times.sort_unstable();

@@ -1,4 +1,4 @@
-//! The service as a process of its own: the real program, or this one in its place with one event a transaction.
+//! The service as a separate process: the real program, or this one as a stand-in with one event per transaction.
 
 use std::{
     env,
@@ -23,28 +23,28 @@ use secrecy::ExposeSecret;
 
 use crate::{events::SECRET, process};
 
-/// Lets the bench look at the dashboard.
+/// The token for the dashboard.
 pub(crate) const ADMIN_TOKEN: &str = "bench-bench-bench-bench";
 
-/// Set for a child that stands in for the service.
+/// Set for a child process that stands in for the service.
 const STAND_IN: &str = "CLERK_SYNC_BENCH_STAND_IN";
 
-/// How events become transactions.
+/// How the service turns events into transactions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// `clerk-sync serve`, as everybody runs it.
+    /// `clerk-sync serve` with its defaults.
     GroupCommit,
-    /// The same service, one event a transaction, and as many transactions at once as it has connections.
+    /// The same service with one event per transaction, and as many concurrent transactions as it has connections.
     OneByOne,
-    /// `PROCESSING=queue clerk-sync serve`: it stores, and applies what it stored.
+    /// `PROCESSING=queue clerk-sync serve`: it stores events and applies them later.
     Queued,
     /// `PROCESSING=queue clerk-sync serve --no-worker`: it only stores.
     Accepting,
-    /// `clerk-sync worker`: it only applies what was stored.
+    /// `clerk-sync worker`: it only applies stored events.
     Draining,
-    /// As `Accepting`, into the stream of `BENCH_QUEUE_URL`.
+    /// Like `Accepting`, into the stream of `BENCH_QUEUE_URL`.
     Streaming,
-    /// As `Draining`, from that stream.
+    /// Like `Draining`, from that stream.
     StreamDraining,
 }
 
@@ -62,16 +62,16 @@ impl Mode {
         }
     }
 
-    /// What it answers when all is well.
+    /// The status that it answers on success.
     pub(crate) fn answer(self) -> &'static str {
         if matches!(self, Self::Queued | Self::Accepting | Self::Streaming) { "queued" } else { "applied" }
     }
 }
 
-/// Where a service keeps its tables.
+/// The database and schema of a service.
 pub(crate) struct Place {
     pub(crate) url: String,
-    /// Of PostgreSQL.
+    /// Only for PostgreSQL.
     pub(crate) schema: Option<String>,
 }
 
@@ -83,12 +83,12 @@ pub(crate) struct Service {
     pub(crate) private: PrivateListener,
 }
 
-/// Where metrics and the dashboard are.
+/// The address of metrics and the dashboard.
 #[derive(Clone, Copy)]
 pub(crate) struct PrivateListener(SocketAddr);
 
 impl PrivateListener {
-    /// The whole answer to a request, after which it is to hang up.
+    /// The whole answer to a request that makes the service close the connection.
     pub(crate) fn ask(self, request: &str) -> anyhow::Result<String> {
         let mut stream = TcpStream::connect(self.0)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -104,17 +104,17 @@ impl PrivateListener {
 }
 
 impl Service {
-    /// The program that is measured: this build, or the one that `BENCH_PROGRAM` names.
+    /// The measured program: this build, or the one that `BENCH_PROGRAM` names.
     pub(crate) fn program() -> PathBuf {
         env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into()).into()
     }
 
-    /// Start it there, and wait until it is ready; it has migrated then.
+    /// Start the service and wait until it is ready; its tables are migrated then.
     pub(crate) fn start(mode: Mode, place: &Place) -> anyhow::Result<Self> {
         Self::start_program(&Self::program(), mode, place)
     }
 
-    /// The same with this build.
+    /// The same with this build of the program.
     pub(crate) fn start_program(program: &Path, mode: Mode, place: &Place) -> anyhow::Result<Self> {
         let (address, private) = (free_address()?, free_address()?);
         let mut command = Command::new(program);
@@ -133,7 +133,7 @@ impl Service {
         if matches!(mode, Mode::Streaming | Mode::StreamDraining) {
             command.env("QUEUE_URL", env::var_os("BENCH_QUEUE_URL").context("BENCH_QUEUE_URL")?);
         }
-        // Logs are written as they are in production; who wants to read them sets BENCH_LOG.
+        // Logs are written as in production; BENCH_LOG shows them.
         let log = if env::var_os("BENCH_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
         let child = command
             .env_remove("RUST_LOG")
@@ -156,7 +156,7 @@ impl Service {
                 bail!("the service ended with {status}; BENCH_LOG=1 shows why");
             }
             if began.elapsed() > Duration::from_secs(30) {
-                bail!("the service does not get ready; BENCH_LOG=1 shows why");
+                bail!("the service does not become ready; BENCH_LOG=1 shows why");
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -172,12 +172,12 @@ impl Service {
         process::cpu(self.child.id()).unwrap_or_default()
     }
 
-    /// In KiB, since it started.
+    /// In KiB, since the start.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
-        process::peak_memory(self.child.id()).context("/proc does not tell VmHWM")
+        process::peak_memory(self.child.id()).context("/proc does not report VmHWM")
     }
 
-    /// How many events were committed so far, in how many batches.
+    /// The number of events committed so far, and of their batches.
     pub(crate) fn batches(&self) -> anyhow::Result<(f64, f64)> {
         let metrics = self.private.get("/metrics")?;
         let value = |name: &str| -> anyhow::Result<f64> {
@@ -199,12 +199,12 @@ pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Whether this process is to be the service.
+/// Whether this process must act as the service.
 pub(crate) fn is_stand_in() -> bool {
     env::var_os(STAND_IN).is_some()
 }
 
-/// `serve` with one event a transaction.
+/// `serve` with one event per transaction.
 pub(crate) fn stand_in() -> anyhow::Result<()> {
     let mut settings = Settings::default();
     for variable in ["DATABASE_URL", "DATABASE_SCHEMA", "CLERK_WEBHOOK_SIGNING_SECRET", "PORT", "ADMIN_PORT"]
@@ -218,8 +218,8 @@ pub(crate) fn stand_in() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let store = open(&config)?;
         store.migrate().await?;
-        // With two lanes, one event a transaction would look worse than it has to: the server flushes its log once for
-        // all transactions that run side by side. So it gets all connections.
+        // With two lanes, one event per transaction would look slower than necessary: the server flushes its log once for all
+        // concurrent transactions. So the stand-in gets all connections.
         let lanes = Some(config.database_max_connections as usize);
         let limits = Limits { batch: 1, lanes, ..Limits::default() };
         let service = Library::start(Role::Both, &config, store, None, None, limits, Vec::new())
@@ -247,6 +247,6 @@ fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
             unique_email: false,
             polls: false,
         })),
-        Database::Mongodb { .. } | Database::Sqlite { .. } => bail!("no server of SQL"),
+        Database::Mongodb { .. } | Database::Sqlite { .. } => bail!("not an SQL server"),
     })
 }

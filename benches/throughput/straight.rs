@@ -1,5 +1,5 @@
-//! The same batches straight into SQL: the verbs of the store, which are its statements, from two tasks. Events are
-//! parsed and planned before, so that nothing is measured but the database and its driver.
+//! The same batches straight into SQL: the store's operations, called from two tasks. Events are parsed and planned in advance,
+//! so that only the database and its driver are measured.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -33,15 +33,15 @@ use crate::{
 /// The name of its backends.
 pub(crate) const CLIENT: &str = "bench: straight SQL";
 
-/// As many as the service has lanes.
+/// The number of the service's lanes.
 const TASKS: usize = 2;
 
-/// What the service syncs unless it is told otherwise.
+/// The fields that the service syncs by default.
 pub(crate) fn fields() -> FieldSet {
     [user::EMAIL, user::FIRST_NAME, user::LAST_NAME, user::IMAGE_URL].into_iter().collect()
 }
 
-/// A batch, planned.
+/// A planned batch.
 pub(crate) struct Batch {
     deliveries: Vec<Delivery>,
     ids: Vec<ClerkId>,
@@ -49,7 +49,7 @@ pub(crate) struct Batch {
     now: DateTime<Utc>,
 }
 
-/// Understand and plan events, as the service does while it runs.
+/// Parse and plan events, as the service does while it runs.
 pub(crate) fn batches(events: &[Event], size: usize) -> Vec<Batch> {
     let now = Utc::now();
     events.chunks(size).map(|chunk| batch(chunk, now)).collect()
@@ -75,13 +75,13 @@ fn batch(events: &[Event], now: DateTime<Utc>) -> Batch {
     }
     let rules = Rules::new(fields(), DeletionPolicy::Auto);
     let plan = plan(&changes, stored, &rules, now);
-    assert!(plan.outcomes.iter().all(|outcome| *outcome == Outcome::Applied), "every event is news");
+    assert!(plan.outcomes.iter().all(|outcome| *outcome == Outcome::Applied), "every event is applied");
     Batch { deliveries, ids, plan, now }
 }
 
-/// A body that was signed, verified and parsed.
+/// Sign, verify and parse a body.
 pub(crate) fn delivery(svix_id: &str, body: &Bytes, now: DateTime<Utc>) -> Delivery {
-    let secret = Secret::parse(SECRET).expect("our own secret");
+    let secret = Secret::parse(SECRET).expect("a valid secret");
     let signature = secret.sign(svix_id, now, body);
     let timestamp = now.timestamp().to_string();
     let headers = SignatureHeaders {
@@ -92,7 +92,7 @@ pub(crate) fn delivery(svix_id: &str, body: &Bytes, now: DateTime<Utc>) -> Deliv
     let verified = Verifier::new(vec![secret], 300)
         .expect(&headers, now)
         .and_then(|expected| expected.verify(Bytes::clone(body)))
-        .expect("our own signature");
+        .expect("a valid signature");
     event::parse(&verified, &Selection::of(&USER, fields()), now).delivery
 }
 
@@ -138,7 +138,7 @@ fn user(id: &ClerkId) -> Object {
     }
 }
 
-/// Somebody who writes batches.
+/// Writes batches.
 pub(crate) struct Writer {
     store: std::sync::Arc<postgres::Postgres>,
 }
@@ -153,14 +153,14 @@ impl Writer {
             kinds: clerk_sync::entity::ALL,
             unique_email: false,
         });
-        // Connected before anything is measured.
+        // Connect before the measurement.
         let (one, two) = (store.begin(Patience::Normal).await?, store.begin(Patience::Normal).await?);
         one.commit().await?;
         two.commit().await?;
         Ok(Self { store: std::sync::Arc::new(store) })
     }
 
-    /// Write all batches; returns how long it took.
+    /// Write all batches; returns how long that took.
     pub(crate) async fn write(&self, batches: Vec<Batch>) -> anyhow::Result<Duration> {
         let mut shares: Vec<Vec<Batch>> = (0..TASKS).map(|_| Vec::new()).collect();
         for (index, batch) in batches.into_iter().enumerate() {
@@ -184,7 +184,7 @@ impl Writer {
             done.push(task.await??);
         }
         let elapsed = began.elapsed();
-        // Freed only now.
+        // Freed after the measurement.
         drop(done);
         Ok(elapsed)
     }
@@ -194,7 +194,7 @@ impl Writer {
     }
 }
 
-/// One transaction: what `sync::apply` does, without deciding anything.
+/// One transaction: the statements of `sync::apply` without its decisions.
 async fn write(store: &dyn Store, batch: &Batch) -> clerk_sync::store::Result<()> {
     let mut records: Vec<Record<'_>> = batch
         .deliveries

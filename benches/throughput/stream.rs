@@ -1,5 +1,5 @@
-//! The stream at Redis or Valkey beside the queue in the database: how fast events are accepted into each, and how long an answer takes.
-//! Measured only if `BENCH_QUEUE_URL` names a server, which should run with `appendfsync always`.
+//! The stream in Redis or Valkey compared with the queue in the database: how fast each accepts events, and how long an answer
+//! takes. Measured only if `BENCH_QUEUE_URL` names a server, which should run with `appendfsync always`.
 
 use std::{
     env,
@@ -21,7 +21,7 @@ use crate::{
 const POPULATION: u64 = 10_000;
 
 impl Bench {
-    /// Accepted into the database and into the stream in turns; then the latency of the stream at 1,000 events/s.
+    /// Accept events into the database and into the stream in turns; then measure the latency of the stream at 1,000 events/s.
     pub(crate) fn stream(&mut self) -> anyhow::Result<()> {
         let Ok(url) = env::var("BENCH_QUEUE_URL") else { return Ok(()) };
         let (queued, streamed) = (Database::schema("queued"), Database::schema("streamed"));
@@ -63,7 +63,7 @@ impl Bench {
         }
         let ratio = medians[1] / medians[0];
         self.verdict(
-            "events/s accepted into the stream, of those into the database",
+            "events/s accepted into the stream, relative to the database",
             format!("{ratio:.2} ×"),
             format!("≥ {} ×", wanted::STREAM_OF_DATABASE),
             ratio >= wanted::STREAM_OF_DATABASE,
@@ -90,7 +90,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Let one worker apply all that waits in the stream; returns how long that took, its start included.
+    /// Let one worker apply all webhooks in the stream; returns how long that took, including its start.
     fn stream_drained(&mut self, url: &str, schema: &str) -> anyhow::Result<Duration> {
         let began = Instant::now();
         let worker =
@@ -104,7 +104,7 @@ impl Bench {
     }
 }
 
-/// Webhooks in the stream, as its server says.
+/// The number of webhooks in the stream, according to its server.
 fn waiting(url: &str) -> anyhow::Result<u64> {
     let place = url::Url::parse(url)?;
     let mut stream =

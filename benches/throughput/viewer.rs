@@ -1,4 +1,4 @@
-//! Somebody who goes through the dashboard while events come in.
+//! A viewer who goes through the dashboard while events arrive.
 
 use std::{
     sync::mpsc::{RecvTimeoutError, Sender, channel},
@@ -10,20 +10,20 @@ use anyhow::{Context, ensure};
 
 use crate::service::{ADMIN_TOKEN, PrivateListener};
 
-/// The overview, as it refreshes itself, and what people open from there.
+/// The overview, which refreshes itself, and the pages that viewers open from it.
 const PAGES: [&str; 8] = ["/", "/users", "/", "/sign-ups", "/", "/deliveries", "/queue", "/sinks"];
 
-/// Between two pages: somebody in a hurry.
+/// The time between two pages, for a viewer in a hurry.
 const A_LOOK: Duration = Duration::from_secs(2);
 
-/// A browser's worth of requests.
+/// Sends a browser's requests.
 pub(crate) struct Viewer {
     thread: JoinHandle<anyhow::Result<usize>>,
     stop: Sender<()>,
 }
 
 impl Viewer {
-    /// Sign in and go on after so many pages.
+    /// Sign in, and continue after this many pages.
     pub(crate) fn open(dashboard: PrivateListener, seen_before: usize) -> anyhow::Result<Self> {
         let form = format!("token={ADMIN_TOKEN}");
         let answer = dashboard.ask(&format!(
@@ -32,7 +32,7 @@ impl Viewer {
             form.len()
         ))?;
         let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")?.split(';').next());
-        let cookie = cookie.context("the dashboard lets nobody in")?.to_owned();
+        let cookie = cookie.context("the dashboard refused the sign-in")?.to_owned();
         let (stop, stopped) = channel();
         let thread = thread::spawn(move || {
             let mut seen = 0;
@@ -51,7 +51,7 @@ impl Viewer {
         Ok(Self { thread, stop })
     }
 
-    /// How many pages were seen.
+    /// Stop; returns how many pages were viewed.
     pub(crate) fn close(self) -> anyhow::Result<usize> {
         drop(self.stop);
         self.thread.join().expect("it does not panic")

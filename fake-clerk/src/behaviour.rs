@@ -1,4 +1,4 @@
-//! How a fake misbehaves: what a client has to live with.
+//! The misbehaviour of a fake that a client must cope with.
 
 use std::{
     collections::VecDeque,
@@ -11,56 +11,54 @@ use hyper::StatusCode;
 
 use super::{id::hash, refusal::Refusal, user::fraction};
 
-/// Clerk counts requests over this time.
+/// The period over which Clerk counts requests.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// How a fake behaves. The default is a server without faults, limits or delays.
+/// How a fake behaves. The default has no faults, limits or delays.
 #[derive(Clone, Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent switch")]
 pub struct Behaviour {
-    /// How long every answer takes at least.
+    /// The shortest time to an answer.
     pub latency: Duration,
-    /// The share of requests that are answered 500, 503 or 504, from 0 to 1. The same requests in the same order fail
-    /// again.
+    /// The share of requests that get 500, 503 or 504, from 0 to 1. The same requests in the same order fail again.
     pub failures: f64,
-    /// More requests with a valid key than this in any 10 s are answered 429, with the whole seconds until the next
-    /// will do in `Retry-After`. Refused ones do not count. Clerk: 1000, and 100 for development instances.
+    /// The most requests with a valid key in any 10 s; the others get 429, with the whole seconds until the next allowed request
+    /// in `Retry-After`. Refused requests do not count. Clerk's limit is 1000, and 100 for development instances.
     pub rate_limit: Option<u32>,
-    /// Spells in which everything is answered 429.
+    /// Periods in which every request gets 429.
     pub bursts_of_429: Option<Bursts>,
-    /// Be a server that does not know `starting_after`, and ignores it like everything that it does not know.
+    /// Act as a server that does not know `starting_after` and ignores it like any unknown parameter.
     pub ignore_cursor: bool,
-    /// Lists show only this share of what there is, from 0 to 1, always the same. `GET /users/{id}` still finds all, and
-    /// so does `GET /organizations/{id}`.
+    /// Lists show only this share of all objects, from 0 to 1, and always the same objects. `GET /users/{id}` and `GET
+    /// /organizations/{id}` still find all objects.
     pub only: Option<f64>,
-    /// With `only`: `GET /users/count` and every `total_count` count what lists show. Otherwise they count all.
+    /// With `only`: `GET /users/count` and every `total_count` count only listed objects. Otherwise they count all.
     pub count_only_listed: bool,
-    /// What becomes of a cursor whose user has been deleted; it is not known what Clerk does.
+    /// How the fake treats a cursor whose user has been deleted; Clerk's behaviour is unknown.
     pub deleted_cursor: DeletedCursor,
-    /// Whether `…_after` and `…_before` include the very millisecond that they name; it is not known whether Clerk's do.
+    /// Whether `…_after` and `…_before` include the exact millisecond; Clerk's behaviour is unknown.
     pub inclusive_times: bool,
-    /// Be an instance without organizations: whatever has to do with them is answered 403.
+    /// Act as an instance without organizations: all requests about them get 403.
     pub organizations_off: bool,
     /// Close every connection at its next request, without an answer.
     pub down: bool,
     /// Accept every request and never answer.
     pub hang: bool,
-    /// Answers that no Clerk gives.
+    /// Answers that Clerk never gives.
     pub script: Script,
 }
 
-/// What is answered instead of what a fake would say, by the path and what stands behind the question mark; `None` leaves
-/// a request to the fake.
+/// Answers that replace the fake's own, chosen by the path and the raw query string; `None` leaves a request to the fake.
 #[derive(Clone, Default)]
 pub struct Script(Option<Arc<Answering>>);
 
 type Answering = dyn Fn(&str, &str) -> Option<Canned> + Send + Sync;
 
-/// An answer of a script.
+/// An answer from a script.
 #[derive(Clone, Debug)]
 pub struct Canned {
     pub status: u16,
-    /// They replace those that a fake would send.
+    /// They replace the fake's headers of the same name.
     pub headers: Vec<(&'static str, String)>,
     pub body: String,
 }
@@ -77,7 +75,7 @@ impl Script {
         Self(Some(Arc::new(answering)))
     }
 
-    /// What it says to a request.
+    /// The scripted answer to a request, if there is one.
     pub fn answer(&self, path: &str, query: &str) -> Option<Canned> {
         self.0.as_ref()?(path, query)
     }
@@ -89,34 +87,34 @@ impl fmt::Debug for Script {
     }
 }
 
-/// Spells of 429: the first one `every` after the behaviour began, and so on.
+/// Periods of 429: the first starts `every` after the behaviour began, and so on.
 #[derive(Clone, Copy, Debug)]
 pub struct Bursts {
-    /// From the beginning of one to that of the next.
+    /// The time from the start of one to the start of the next.
     pub every: Duration,
-    /// Of one.
+    /// The length of each.
     pub lasting: Duration,
-    /// What `Retry-After` says, in seconds.
+    /// The value of `Retry-After`, in seconds.
     pub retry_after: u32,
 }
 
-/// What `starting_after` does with the id of a deleted user.
+/// How `starting_after` treats the id of a deleted user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletedCursor {
-    /// 422 `form_resource_not_found`, as for an id that never was.
+    /// 422 `form_resource_not_found`, as for an id that never existed.
     #[default]
     NotFound422,
-    /// A page of nobody.
+    /// An empty page.
     EmptyPage,
-    /// The page that it would have been, had the user stayed.
+    /// The page that would follow if the user still existed.
     GoOn,
 }
 
-/// A behaviour since it began.
+/// A behaviour and the time when it began.
 pub(super) struct Conduct {
     pub(super) behaviour: Behaviour,
     since: Instant,
-    /// When requests were let through in the last [`WINDOW`].
+    /// The times of accepted requests in the last [`WINDOW`].
     recent: VecDeque<Instant>,
 }
 
@@ -125,13 +123,13 @@ impl Conduct {
         Self { behaviour: Behaviour::default(), since: now, recent: VecDeque::new() }
     }
 
-    /// From now on. What has been let through stays counted.
+    /// Switch to this behaviour. Requests accepted before stay counted.
     pub(super) fn change(&mut self, behaviour: Behaviour, now: Instant) {
         self.behaviour = behaviour;
         self.since = now;
     }
 
-    /// Trouble that meets anybody, at the request of this number.
+    /// The failure, if any, of the request with this number, whoever sends it.
     pub(super) fn trouble(&self, request: usize, now: Instant) -> Result<(), Refusal> {
         if let Some(bursts) = self.behaviour.bursts_of_429
             && bursts.is_on(now.duration_since(self.since))

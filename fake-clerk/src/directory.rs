@@ -1,6 +1,6 @@
-//! Everybody there is, and the orders in which they are listed.
+//! All users, and the orders in which they are listed.
 //!
-//! Small on purpose: a user is a seed of 24 bytes and a place in two indexes, so that there can be a million.
+//! Small on purpose: a user is a seed of 24 bytes and a place in two indexes, so that a million fit.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -17,14 +17,14 @@ use super::{
 
 const DAY: u64 = 86_400_000;
 
-/// How far back the first users go.
+/// The age of the first users.
 const TWO_YEARS: u64 = 730 * DAY;
 
-/// A time in unix milliseconds, and what orders users who share it.
+/// A time in Unix milliseconds, and a number that orders users with the same time.
 type Place = (i64, u64);
 
 pub(super) struct Directory {
-    /// Everybody there ever was, the first with the number 1.
+    /// All users that ever existed; the first has number 1.
     seeds: Vec<Seed>,
     deleted: HashSet<u32>,
     by_creation: BTreeSet<Place>,
@@ -32,7 +32,7 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Users with the numbers 1 to `count`, who came in growing numbers over the two years before `now`.
+    /// Users with the numbers 1 to `count`, who signed up at a growing rate over the two years before `now`.
     pub(super) fn new(count: u32, now: i64) -> Self {
         let seeds: Vec<Seed> = (1..=count).map(|number| early_seed(number, count, now)).collect();
         Self {
@@ -52,7 +52,7 @@ impl Directory {
         self.living(self.remembered(id)?.number)
     }
 
-    /// The user who has or had this id.
+    /// The user with this id, deleted or not.
     pub(super) fn remembered(&self, id: &str) -> Option<Seed> {
         self.seed(number_in("user_", id)?).filter(|seed| seed.id() == id)
     }
@@ -61,12 +61,12 @@ impl Directory {
         self.seeds.get(usize::try_from(number.checked_sub(1)?).ok()?).copied()
     }
 
-    /// Everybody, in the order of creation.
+    /// All users in order of creation.
     pub(super) fn all(&self) -> impl Iterator<Item = Seed> {
         self.in_order(self.by_creation.iter())
     }
 
-    /// `None` if numbers have run out.
+    /// `None` if the numbers have run out.
     pub(super) fn create(&mut self, now: i64) -> Option<Seed> {
         let number = u32::try_from(self.seeds.len() + 1).ok().filter(|n| *n <= MAX_NUMBER)?;
         let seed = Seed::new(number, now);
@@ -76,7 +76,7 @@ impl Directory {
         Some(seed)
     }
 
-    /// A new version, of a later time than the one before, whatever the clock says.
+    /// A new version, always with a later time than the previous one, whatever the clock says.
     pub(super) fn update(&mut self, id: &str, now: i64) -> Option<Seed> {
         let old = self.get(id)?;
         let new = Seed { version: old.version + 1, updated_at: now.max(old.updated_at + 1), ..old };
@@ -99,7 +99,7 @@ impl Directory {
         self.matching(filter, order, None).filter(|seed| admitted(seed)).count()
     }
 
-    /// One page, of whoever is `admitted` at all. It begins behind the user who is or was `after`.
+    /// One page of the `admitted` users. It starts after the user `after`, who may be deleted.
     pub(super) fn page(
         &self,
         query: &UserQuery,
@@ -110,8 +110,8 @@ impl Directory {
         query.page.of(matching.filter(|seed| admitted(seed)))
     }
 
-    /// Whom the filter admits, in ascending order, of those who come after `after` in this order. That goes with the
-    /// order of creation only.
+    /// The users that the filter admits, in ascending order, starting behind `after` in this order. `after` works only with the
+    /// order of creation.
     fn matching<'a>(
         &'a self,
         filter: &'a Filter,
@@ -144,14 +144,14 @@ impl Directory {
     }
 }
 
-/// Where in the order of creation those stand who can be meant. What is empty here would be a panic of the index.
+/// The range of possible users in the order of creation. An empty range would make the index panic.
 fn places(filter: &Filter, order: Order, after: Option<Seed>) -> RangeInclusive<Place> {
     let (from, to) = filter.created_at.clone().map_or((i64::MIN, i64::MAX), RangeInclusive::into_inner);
     let (mut first, mut last) = ((from, u64::MIN), (to, u64::MAX));
     if let Some(after) = after {
         let (at, scattered) = after.creation();
         if order.descending {
-            // Nobody is scattered to 0, which would be the number 0.
+            // No number is scattered to 0, because only the number 0 would be.
             last = last.min((at, scattered - 1));
         } else {
             first = first.max((at, scattered + 1));
@@ -160,7 +160,7 @@ fn places(filter: &Filter, order: Order, after: Option<Seed>) -> RangeInclusive<
     first..=last
 }
 
-/// Those who have nothing to be ordered by come first; who has the same is ordered like ids.
+/// Users without a value come first; users with equal values are ordered by id.
 fn sorted(seeds: impl Iterator<Item = Seed>, key: OrderKey) -> vec::IntoIter<Seed> {
     let mut seeds: Vec<Seed> = seeds.collect();
     seeds.sort_by_cached_key(|seed| {
@@ -176,7 +176,7 @@ fn sorted(seeds: impl Iterator<Item = Seed>, key: OrderKey) -> vec::IntoIter<See
     seeds.into_iter()
 }
 
-/// A user who was there when the fake began. A few have been updated since.
+/// A user that exists when the fake starts. A few have been updated since their sign-up.
 fn early_seed(number: u32, count: u32, now: i64) -> Seed {
     let seed = Seed::new(number, early_time(number, count, now));
     if hash(u64::from(number), 21) % 10 < 7 {
@@ -187,8 +187,8 @@ fn early_seed(number: u32, count: u32, now: i64) -> Seed {
     Seed { version, updated_at, ..seed }
 }
 
-/// When this one of so many was created, before the fake began. Later in the two years before `now` more are, now and
-/// then some in the same millisecond, and the order of numbers is not quite that of creation.
+/// When the user with this number, out of `count`, signed up before the fake started. Sign-ups become more frequent over the two
+/// years before `now`. Some share a millisecond, and the order of numbers differs slightly from the order of creation.
 pub(super) fn early_time(number: u32, count: u32, now: i64) -> i64 {
     let leader = if number >= 16 && number % 16 < 3 { number - number % 16 } else { number };
     // The root of the share, with 20 binary places.

@@ -1,22 +1,22 @@
-//! Ids that look like Clerk's and still say whose they are, so that nobody has to remember them.
+//! Ids that look like Clerk's but contain the number of their owner, so that the fake need not store them.
 
-/// In the order of their values, which is also that of their bytes.
+/// In the order of their values, which is also their byte order.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// What scatters numbers over 64 bits; odd, so that it can be undone.
+/// The factor that scatters numbers over 64 bits; odd, so that it can be inverted.
 const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
 const GATHER: u64 = inverse(SCATTER);
 
-/// Of a whole id, without its prefix.
+/// The length of an id without its prefix.
 const LENGTH: usize = 27;
 
-/// Where in an id the user's number stands, scattered.
+/// The position of the scattered user number in an id.
 const NUMBER: std::ops::Range<usize> = 7..18;
 
-/// An id of something of this user, such as `user_21qPJ1h7KfLkXV6PGC2l0aHm4Tg`. Ids of one kind are in the order in
-/// which their users were created, by whole seconds, and then in that of [`scattered`] numbers.
+/// An id of an object that belongs to this user, such as `user_21qPJ1h7KfLkXV6PGC2l0aHm4Tg`. Ids of one kind sort by the whole
+/// second in which their users were created, and then by [`scattered`] numbers.
 ///
-/// `which` tells things of one kind and one user apart.
+/// `which` distinguishes objects of one kind and one user.
 pub(super) fn id(prefix: &str, created_at: i64, number: u32, which: u64) -> String {
     let mut id = String::with_capacity(prefix.len() + LENGTH);
     id.push_str(prefix);
@@ -27,13 +27,13 @@ pub(super) fn id(prefix: &str, created_at: i64, number: u32, which: u64) -> Stri
     id
 }
 
-/// The number in an id of this kind. Whether it is the id of that user remains to be seen.
+/// The number in an id of this kind. The id may still not be the id of that user.
 pub(super) fn number_in(prefix: &str, id: &str) -> Option<u32> {
     let id = id.strip_prefix(prefix).filter(|id| id.len() == LENGTH)?;
     gathered(value(id.get(NUMBER)?)?)
 }
 
-/// A different, odd-looking number for every number.
+/// Map every number to a different, random-looking number.
 pub(super) fn scattered(number: u32) -> u64 {
     u64::from(number).wrapping_mul(SCATTER)
 }
@@ -43,7 +43,7 @@ pub(super) fn gathered(scattered: u64) -> Option<u32> {
     u32::try_from(scattered.wrapping_mul(GATHER)).ok()
 }
 
-/// The same bits whenever it is asked the same (splitmix64).
+/// The same input always gives the same bits (splitmix64).
 pub(super) fn hash(number: u64, salt: u64) -> u64 {
     let mut bits = (number ^ salt.rotate_left(32)).wrapping_add(1).wrapping_mul(SCATTER);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -51,7 +51,7 @@ pub(super) fn hash(number: u64, salt: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// The last digits of a value.
+/// Append the last digits of a value.
 fn push(id: &mut String, digits: usize, mut value: u64) {
     let start = id.len();
     for _ in 0..digits {
@@ -68,7 +68,7 @@ fn value(digits: &str) -> Option<u64> {
     })
 }
 
-/// What undoes a multiplication with an odd number; each round doubles the bits that are right (Newton).
+/// The inverse of multiplication by an odd number; each round doubles the number of correct bits (Newton).
 const fn inverse(odd: u64) -> u64 {
     let mut inverse = odd;
     let mut rounds = 0;

@@ -1,13 +1,12 @@
-//! A fake of Clerk's Backend API, for tests and for trying things out without an account.
+//! A fake of Clerk's Backend API, for tests and for experiments without an account.
 //!
-//! It serves users, organizations, memberships and `GET /v1/instance` on this machine, with Clerk's parameters, cursor
-//! and errors, to whoever has its key; and it misbehaves as it is told ([`Behaviour`]). Users are made from numbers,
-//! so that a million fit: all the kinds there are, down to a `\u0000` where anybody can write one. Whatever happens to
-//! one also comes as the event that Clerk would send ([`Users`]). [`Organizations`] and memberships are made in the same
-//! way, or given as they are to be shown; they send no events. Whatever else it lists, such as roles and plans, is given to it
-//! ([`Lists`]).
+//! It serves users, organizations, memberships and `GET /v1/instance` on this machine, with Clerk's parameters, cursor and
+//! errors, to clients with its key. It misbehaves on request ([`Behaviour`]). Users are derived from numbers, so that a million
+//! fit. They cover all sorts of users, including a `\u0000` in metadata that a client can write. Every change of a user also
+//! produces the event that Clerk would send ([`Users`]). [`Organizations`] and memberships are derived in the same way, or
+//! supplied and shown unchanged; they send no events. Tests supply all other lists, such as roles and plans ([`Lists`]).
 //!
-//! It never speaks to Clerk and never leaves this machine. What is not known of Clerk is a switch of [`Behaviour`].
+//! It never contacts Clerk, and listens only on this machine. Where Clerk's behaviour is unknown, [`Behaviour`] has a switch.
 //!
 //! Source: Clerk's Backend API spec 2026-05-12, and its documented errors.
 
@@ -55,26 +54,26 @@ use shelf::Scope;
 use state::{Shared, State};
 use user::{Seed, User};
 
-/// Tells the time.
+/// Returns the current time.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
-/// How long accepting pauses when there are no descriptors left.
+/// How long accepting pauses when no file descriptors are left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What a fake begins with.
+/// The initial state of a fake.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many users; at most 9,999,999.
+    /// The number of users; at most 9,999,999.
     pub users: usize,
-    /// How many organizations.
+    /// The number of organizations.
     pub organizations: usize,
-    /// How many members each of them has; at most as many as there are users.
+    /// The number of members of each organization; at most the number of users.
     pub members: usize,
     /// The one valid secret key.
     pub key: String,
-    /// The instance that it is of.
+    /// The id of the key's instance.
     pub instance: String,
-    /// On 127.0.0.1; 0 is any that is free.
+    /// The port on 127.0.0.1; 0 selects a free one.
     pub port: u16,
 }
 
@@ -91,44 +90,43 @@ impl Default for Options {
     }
 }
 
-/// A server that looks like Clerk's. It ends, and closes every connection, when this is dropped.
+/// A server that looks like Clerk's. Dropping it stops the server and closes every connection.
 pub struct Fake {
     server: Arc<Server>,
     address: SocketAddr,
     _accepting: AbortOnDropHandle<()>,
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// When its head had come.
+    /// When its headers had arrived.
     pub at: Instant,
     pub method: String,
     pub path: String,
-    /// What stands behind the question mark, as it was sent; empty if there is none.
+    /// The raw query string; empty if there is none.
     pub query: String,
-    /// What it was answered; `None` as long as it was not.
+    /// The status of the answer; `None` until there is one.
     pub status: Option<u16>,
 }
 
 impl Fake {
-    /// Start with users made from the numbers 1 to `users`, who signed up over the two years before `clock`, more and
-    /// more of them; some in the same millisecond. Organizations and memberships came in the same way. Needs a tokio
-    /// runtime.
+    /// Start with users derived from the numbers 1 to `users`. They signed up at a growing rate over the two years before
+    /// `clock`, some in the same millisecond. So did organizations and memberships. Needs a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If the port is taken, or there is to be too much.
+    /// If the port is taken, or `options` asks for too many objects.
     pub async fn start(options: Options, clock: Clock) -> io::Result<Self> {
         let began = clock();
         Self::start_as_of(began, options, clock).await
     }
 
-    /// The same with users who had signed up before this time: at one time they are always the same users.
+    /// Like [`start`](Self::start), with users that signed up before `began`: the same time always gives the same users.
     ///
     /// # Errors
     ///
-    /// If the port is taken, or there is to be too much.
+    /// If the port is taken, or `options` asks for too many objects.
     pub async fn start_as_of(began: DateTime<Utc>, options: Options, clock: Clock) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, options.port)).await?;
         let address = listener.local_addr()?;
@@ -147,7 +145,7 @@ impl Fake {
         Ok(Self { server, address, _accepting: AbortOnDropHandle::new(accepting) })
     }
 
-    /// What `CLERK_API_URL` is set to; paths begin with `/v1`.
+    /// The value for `CLERK_API_URL`; paths begin with `/v1`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -157,17 +155,17 @@ impl Fake {
         &self.server.key
     }
 
-    /// The users, to look at and to change.
+    /// The users, to read and to change.
     pub fn users(&self) -> Users {
         self.server.users.clone()
     }
 
-    /// The organizations and their memberships, to look at and to change.
+    /// The organizations and their memberships, to read and to change.
     pub fn organizations(&self) -> Organizations {
         Organizations(self.server.state.clone())
     }
 
-    /// What there is beside users, organizations and memberships, to change.
+    /// The other lists, to change.
     pub fn lists(&self) -> Lists {
         Lists(self.server.state.clone())
     }
@@ -177,18 +175,18 @@ impl Fake {
         self.server.conduct().change(behaviour, Instant::now());
     }
 
-    /// Every request so far.
+    /// All requests so far.
     pub fn requests(&self) -> Vec<Request> {
         self.server.log().clone()
     }
 
-    /// How many requests there were to paths that begin like this.
+    /// The number of requests to paths with this prefix.
     pub fn requests_to(&self, prefix: &str) -> usize {
         self.server.log().iter().filter(|request| request.path.starts_with(prefix)).count()
     }
 }
 
-/// Accept for ever. The connections end with it.
+/// Accept connections until the task is aborted, which also ends the connections.
 async fn accept(listener: TcpListener, server: Arc<Server>) {
     let mut connections = JoinSet::new();
     loop {
@@ -197,7 +195,7 @@ async fn accept(listener: TcpListener, server: Arc<Server>) {
             sleep(PAUSE).await;
             continue;
         };
-        // Only a matter of speed.
+        // This only affects speed.
         _ = stream.set_nodelay(true);
         let server = Arc::clone(&server);
         let service = service_fn(move |request| {
@@ -205,13 +203,13 @@ async fn accept(listener: TcpListener, server: Arc<Server>) {
             async move { server.serve(&request).await }
         });
         connections.spawn(async move {
-            // A peer that hangs up, or that is hung up on: the log has the request.
+            // An error means that either side closed the connection; the log has the request.
             _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-/// What all connections share.
+/// The state that all connections share.
 struct Server {
     key: String,
     users: Users,
@@ -267,7 +265,7 @@ impl Server {
         Ok(response)
     }
 
-    /// Every route. A body of JSON, or what is wrong.
+    /// Route a request; returns a JSON body or the refusal.
     fn answer(
         &self,
         request: &hyper::Request<Incoming>,
@@ -325,7 +323,7 @@ impl Server {
             }
             Ok(everybody.page(&query, after, |seed| is_listed(seed, behaviour.only)))
         })?;
-        // Only now, so that nobody waits for the writing.
+        // Serialise after releasing the lock, so that other requests do not wait.
         Ok(json_of(&seeds.iter().map(User::from).collect::<Vec<_>>()))
     }
 
@@ -365,7 +363,7 @@ impl Server {
         Ok(list.to_string())
     }
 
-    /// What everything about organizations is answered from, if the instance has any.
+    /// The state behind all requests about organizations, if the instance has them.
     fn organizations(&self, behaviour: &Behaviour) -> Result<MutexGuard<'_, State>, Refusal> {
         if behaviour.organizations_off { Err(Refusal::organizations_off()) } else { Ok(self.state.lock()) }
     }
@@ -382,7 +380,7 @@ impl Server {
         .to_string()
     }
 
-    /// Write a request down, and tell where.
+    /// Log a request; returns its place in the log.
     fn note(&self, request: &hyper::Request<Incoming>) -> usize {
         let mut log = self.log();
         log.push(Request {
@@ -408,7 +406,7 @@ fn is_listed(seed: &Seed, only: Option<f64>) -> bool {
     only.is_none_or(|share| seed.place() < share)
 }
 
-/// What can only fail for maps with odd keys, which users do not have.
+/// Serialisation can fail only for maps with unusual keys, which users do not have.
 fn json_of(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

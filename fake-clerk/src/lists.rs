@@ -1,4 +1,4 @@
-//! A handle to what a fake shows beside users, organizations and memberships: roles, plans, subscriptions and the like.
+//! A handle to the other lists of a fake: roles, plans, subscriptions and similar objects.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{query::Page, state::Shared};
 
-/// The lists there are.
+/// The paths of all lists.
 const PATHS: [&str; 13] = [
     "billing/plans",
     "billing/statements",
@@ -23,12 +23,12 @@ const PATHS: [&str; 13] = [
     "waitlist_entries",
 ];
 
-/// The lists of a fake. Clones are the same lists.
+/// The lists of a fake. Clones share the same lists.
 #[derive(Clone)]
 pub struct Lists(pub(super) Shared);
 
 impl Lists {
-    /// Add an object to the list at this path, such as `billing/plans`, or replace the one with its id. It is shown as it is given,
+    /// Add an object to the list at this path, such as `billing/plans`, or replace the object with its id. It is shown unchanged,
     /// in the order in which objects were added.
     ///
     /// # Panics
@@ -39,12 +39,12 @@ impl Lists {
         self.0.lock().shown.lists.entry(path.to_owned()).or_default().put(object);
     }
 
-    /// The object leaves the list. Gives what went, or `None` if there is no such one.
+    /// Remove an object from a list. Returns the object, or `None` if it does not exist.
     pub fn remove(&self, path: &str, id: &str) -> Option<Value> {
         self.0.lock().shown.lists.get_mut(path)?.remove(id)
     }
 
-    /// Show this at a path that has one object, such as `users/user_1/billing/subscription`; `None` takes it away.
+    /// Show this object at a path for a single object, such as `users/user_1/billing/subscription`; `None` removes it.
     pub fn put_one(&self, path: &str, object: Option<Value>) {
         let ones = &mut self.0.lock().shown.ones;
         match object {
@@ -54,7 +54,7 @@ impl Lists {
     }
 }
 
-/// What stands at which path.
+/// The objects by path.
 #[derive(Default)]
 pub(super) struct Shown {
     lists: HashMap<String, List>,
@@ -62,7 +62,7 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    /// What there is at a path: a page of a list, of one owner if one is named, or an object. `None` if there is nothing.
+    /// The contents of a path: a page of a list, restricted to `owner` if given, or a single object. `None` if there are none.
     pub(super) fn at(&self, path: &str, page: &Page, owner: Option<&str>) -> Option<Value> {
         if let Some(one) = self.ones.get(path) {
             return Some(one.clone());
@@ -80,12 +80,12 @@ impl Shown {
     }
 }
 
-/// Objects in the order in which they came.
+/// Objects in the order in which they were added.
 #[derive(Default)]
 struct List {
     objects: BTreeMap<u64, Value>,
     places: HashMap<String, u64>,
-    /// How many have ever come.
+    /// The number of objects ever added.
     came: u64,
 }
 

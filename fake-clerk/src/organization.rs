@@ -1,4 +1,4 @@
-//! What the organizations and memberships look like that a fake begins with. Everything follows from their numbers.
+//! The contents of a fake's initial organizations and memberships, derived from their numbers.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::{id::hash, user::spread};
 const NAMES: [&str; 8] =
     ["Acme", "Ψωμί & Co", "Øst", "Initech", "O’Hara’s", "株式会社", "Globex", "Ünïon 🚀"];
 
-/// An organization with this number, which was created at this time.
+/// The organization with this number, created at this time.
 pub(super) fn organization(id: &str, number: u32, created_at: i64) -> Value {
     json!({
         "object": "organization",
@@ -25,7 +25,7 @@ pub(super) fn organization(id: &str, number: u32, created_at: i64) -> Value {
     })
 }
 
-/// A membership, without the organization and the user.
+/// A membership without its organization and user.
 pub(super) fn membership(id: &str, number: u32, created_at: i64) -> Value {
     let (role, role_name, permissions) = if number.is_multiple_of(4) {
         ("org:admin", "Admin", json!(["org:sys_memberships:read", "org:sys_memberships:manage"]))
@@ -45,7 +45,7 @@ pub(super) fn membership(id: &str, number: u32, created_at: i64) -> Value {
     })
 }
 
-/// As with users: what has been created is updated within a few milliseconds.
+/// Like users, they are updated within a few milliseconds of their creation.
 fn updated_at(number: u32, created_at: i64) -> i64 {
     created_at + spread(hash(u64::from(number), 41), 15, 56)
 }

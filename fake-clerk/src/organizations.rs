@@ -1,16 +1,16 @@
-//! A handle to the organizations of a fake and to their memberships: what happens to them while it serves.
+//! A handle to the organizations and memberships of a fake, to change them while it serves.
 
 use serde_json::Value;
 
 use super::state::Shared;
 
-/// The organizations of a fake, and the memberships in them. Clones are the same organizations.
+/// The organizations of a fake and their memberships. Clones share the same organizations.
 #[derive(Clone)]
 pub struct Organizations(pub(super) Shared);
 
 impl Organizations {
-    /// Add an organization, or replace the one with its id. It is shown as it is given; what has no `created_at` in
-    /// unix milliseconds is the oldest.
+    /// Add an organization, or replace the one with its id. It is shown unchanged; without `created_at` in Unix milliseconds, it
+    /// counts as the oldest.
     ///
     /// # Panics
     ///
@@ -19,24 +19,24 @@ impl Organizations {
         self.0.lock().put_organization(organization);
     }
 
-    /// The organization goes, and all memberships in it with it. Gives what went, or `None` if there is no such one.
+    /// Remove an organization and all its memberships. Returns the organization, or `None` if it does not exist.
     pub fn remove(&self, id: &str) -> Option<Value> {
         self.0.lock().remove_organization(id)
     }
 
-    /// As the Backend API shows the organization.
+    /// The organization as the Backend API shows it.
     pub fn get(&self, id: &str) -> Option<Value> {
         self.0.lock().find_organization(id)
     }
 
-    /// The ids of all organizations, in the order of creation.
+    /// The ids of all organizations in order of creation.
     pub fn ids(&self) -> Vec<String> {
         self.0.lock().organizations.ids()
     }
 
-    /// Add a membership, or replace the one with its id. Whose it is says `public_user_data.user_id`, and in what
-    /// `organization.id`; it is shown with that user and that organization as they are then, or as it is given where
-    /// there are none. Two of one user in one organization are kept, which Clerk would not do.
+    /// Add a membership, or replace the one with its id. `public_user_data.user_id` names its user, and `organization.id` its
+    /// organization. It is shown with the current state of both, or unchanged where they do not exist. Unlike Clerk, the fake
+    /// allows two memberships of one user in one organization.
     ///
     /// # Panics
     ///
@@ -45,17 +45,17 @@ impl Organizations {
         self.0.lock().put_membership(membership);
     }
 
-    /// The membership goes. Gives what went, or `None` if there is no such one.
+    /// Remove a membership. Returns it, or `None` if it does not exist.
     pub fn remove_membership(&self, id: &str) -> Option<Value> {
         self.0.lock().remove_membership(id)
     }
 
-    /// As the Backend API shows the membership.
+    /// The membership as the Backend API shows it.
     pub fn membership(&self, id: &str) -> Option<Value> {
         self.0.lock().find_membership(id)
     }
 
-    /// The ids of all memberships, in the order of creation.
+    /// The ids of all memberships in order of creation.
     pub fn membership_ids(&self) -> Vec<String> {
         self.0.lock().memberships.ids()
     }

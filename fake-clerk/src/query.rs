@@ -1,7 +1,7 @@
-//! What a request for a list asks for: Clerk's parameters, checked as Clerk checks them.
+//! The parameters of list requests, checked as Clerk checks them.
 //!
-//! As in Clerk an unencoded `+` is a space, so that `order_by=+created_at` is refused; and a parameter that Clerk does
-//! not have is ignored.
+//! As at Clerk, an unencoded `+` is a space, so `order_by=+created_at` is refused. Parameters that Clerk does not have are
+//! ignored.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
@@ -12,7 +12,7 @@ use super::{
     user::{Seed, User, numbers_named},
 };
 
-/// The most that stands on a page, and how much there is if nobody says.
+/// The largest page, and the default page size.
 const MAX_LIMIT: usize = 500;
 const DEFAULT_LIMIT: usize = 10;
 
@@ -22,7 +22,7 @@ const MAX_VALUES: usize = 100;
 /// Parameters that Clerk has and the fake does not.
 const MISSING: [&str; 4] = ["organization_id", "provider", "provider_user_id", "last_active_at_since"];
 
-/// The same of lists of organizations and memberships.
+/// The same for lists of organizations and memberships.
 const MISSING_WITH_ORGANIZATIONS: [&str; 17] = [
     "include_members_count",
     "include_missing_member_with_elevated_permissions",
@@ -47,7 +47,7 @@ const MISSING_WITH_ORGANIZATIONS: [&str; 17] = [
 pub(super) struct UserQuery {
     pub(super) page: Page,
     pub(super) filter: Filter,
-    /// The id of the user behind whom the page begins.
+    /// The id of the user after whom the page starts.
     pub(super) starting_after: Option<String>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Page {
     limit: usize,
 }
 
-/// What a list is ordered by.
+/// The order of a list.
 #[derive(Clone, Copy)]
 pub(super) struct Order {
     pub(super) key: OrderKey,
@@ -85,7 +85,7 @@ pub(super) enum OrderKey {
     LastName,
 }
 
-/// Which users are meant: those whom every part of it admits.
+/// Selects the users that every part of the filter admits.
 pub(super) struct Filter {
     user_id: Choice,
     external_id: Choice,
@@ -104,14 +104,14 @@ pub(super) struct Filter {
     last_sign_in_at: Window,
 }
 
-/// Values to have, if there are any, and values not to have.
+/// Required values, if there are any, and excluded values.
 #[derive(Default)]
 pub(super) struct Choice {
     pub(super) include: Vec<String>,
     pub(super) exclude: Vec<String>,
 }
 
-/// Times in unix milliseconds; `None` is any time, even none.
+/// Times in Unix milliseconds; `None` admits any time, including a missing one.
 pub(super) type Window = Option<RangeInclusive<i64>>;
 
 impl UserQuery {
@@ -148,7 +148,7 @@ impl OrganizationQuery {
     }
 }
 
-/// A page of a list that is given to the fake, and the user whose objects are meant, if one is named.
+/// A page of a supplied list, and the user whose objects are requested, if one is named.
 pub(super) fn of_list(query: &str) -> Result<(Page, Option<String>), Refusal> {
     let parameters = Parameters::parse(query);
     let mut page = parameters.page(|key| key == OrderKey::CreatedAt)?;
@@ -157,7 +157,7 @@ pub(super) fn of_list(query: &str) -> Result<(Page, Option<String>), Refusal> {
 }
 
 impl Page {
-    /// What stands on it, of a whole list in ascending order.
+    /// The page's part of the whole list, which is in ascending order.
     pub(super) fn of<T>(&self, ascending: impl DoubleEndedIterator<Item = T>) -> Vec<T> {
         if self.order.descending {
             ascending.rev().skip(self.offset).take(self.limit).collect()
@@ -191,7 +191,7 @@ impl Order {
 }
 
 impl OrderKey {
-    /// The text that users are ordered by, if it is a text.
+    /// The text that users are ordered by, if this key is a text.
     pub(super) fn text(self, user: User) -> Option<String> {
         match self {
             Self::EmailAddress => user.email_addresses.into_iter().last().map(|email| email.address),
@@ -239,7 +239,7 @@ impl Filter {
         })
     }
 
-    /// The only users who can be meant, if the filter names any.
+    /// The only users that can match, if the filter names any.
     pub(super) fn numbers(&self, number_of: impl Fn(&str) -> Option<u32>) -> Option<BTreeSet<u32>> {
         if !self.user_id.include.is_empty() {
             return Some(self.user_id.include.iter().filter_map(|id| number_of(id)).collect());
@@ -261,7 +261,7 @@ impl Filter {
             && (!self.asks_for_more() || self.admits_user(&User::from(seed)))
     }
 
-    /// Whether the numbers of a user do not answer everything.
+    /// Whether the filter needs more than the seed of a user.
     fn asks_for_more(&self) -> bool {
         let choices = [
             &self.user_id,
@@ -318,12 +318,12 @@ impl Choice {
     }
 }
 
-/// Whether one of the values has the wanted part, in whatever case.
+/// Whether a value contains the wanted text, ignoring case.
 fn found<'a>(wanted: Option<&str>, mut values: impl Iterator<Item = &'a str>) -> bool {
     wanted.is_none_or(|wanted| values.any(|value| value.to_lowercase().contains(wanted)))
 }
 
-/// What stands behind the question mark, decoded.
+/// The decoded query string.
 struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
@@ -331,7 +331,7 @@ impl Parameters {
         Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
     }
 
-    /// Clerk keeps the first of those that may not be repeated.
+    /// For a parameter that may not be repeated, Clerk uses the first value.
     fn first(&self, name: &str) -> Option<&str> {
         self.all(name).next()
     }
@@ -344,13 +344,13 @@ impl Parameters {
         self.first(name).map(|text| text.parse().map_err(|_| Refusal::not_an_integer(name))).transpose()
     }
 
-    /// Refuse what the fake is missing.
+    /// Refuse parameters that the fake lacks.
     fn check_known(&self, missing: &[&'static str]) -> Result<(), Refusal> {
         let asked = missing.iter().find(|name| self.first(name).is_some());
         asked.map_or(Ok(()), |name| Err(Refusal::not_in_the_fake(name)))
     }
 
-    /// `by`: what such a list can be ordered by.
+    /// `by`: the keys by which such a list can be ordered.
     fn page(&self, by: impl Fn(OrderKey) -> bool) -> Result<Page, Refusal> {
         let limit = self.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {

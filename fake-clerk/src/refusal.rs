@@ -1,9 +1,9 @@
-//! Clerk's errors: statuses, codes and the body around them.
+//! Clerk's errors: statuses, codes and bodies.
 
 use hyper::StatusCode;
 use serde_json::json;
 
-/// An answer that is not what was asked for.
+/// An error answer.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -12,7 +12,7 @@ pub(super) struct Refusal {
     code: &'static str,
     message: &'static str,
     long_message: String,
-    /// The parameter that is to blame.
+    /// The parameter that caused the error.
     param: Option<&'static str>,
 }
 
@@ -25,7 +25,7 @@ impl Refusal {
         Self { param: Some(param), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message, long) }
     }
 
-    /// No key, or not in the form of one.
+    /// No key, or one in the wrong format.
     pub(super) fn no_key() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -50,7 +50,7 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "resource_not_found", "not found", "Resource not found")
     }
 
-    /// The instance does without organizations.
+    /// The instance has organizations switched off.
     pub(super) fn organizations_off() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
@@ -67,7 +67,7 @@ impl Refusal {
         Self { retry_after: Some(retry_after), ..refusal }
     }
 
-    /// A failure that passes.
+    /// A temporary failure.
     pub(super) fn broken(status: StatusCode) -> Self {
         Self::new(
             status,
@@ -112,7 +112,7 @@ impl Refusal {
         Self::parameter(param, "form_resource_not_found", "is missing", long)
     }
 
-    /// Clerk knows this parameter, the fake does not: an answer as if it had not been there would mislead.
+    /// Clerk knows this parameter but the fake does not. Ignoring it would give a misleading answer.
     pub(super) fn not_in_the_fake(param: &'static str) -> Self {
         let long = format!("The fake does not know the parameter {param}");
         Self::new(StatusCode::NOT_IMPLEMENTED, "fake_is_incomplete", "not implemented", long)

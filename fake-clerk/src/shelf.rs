@@ -1,7 +1,7 @@
-//! Many things of one kind, each with an id, in the order of their creation.
+//! Many objects of one kind, each with an id, in order of creation.
 //!
-//! Small and quick on purpose, so that there can be a million: what was made is a number from which the rest follows,
-//! only what was given is kept as it is; and a page is a slice of numbers that are in order already.
+//! Small and quick on purpose, so that a million fit. A derived object is a number from which the rest follows; only supplied
+//! objects are stored whole. A page is a slice of numbers that are already in order.
 
 use std::{
     cmp::Ordering,
@@ -14,28 +14,28 @@ use serde_json::Value;
 use super::id::{id, number_in};
 
 pub(super) struct Shelf {
-    /// Of the ids that it makes.
+    /// The prefix of derived ids.
     prefix: &'static str,
-    /// By number; `None` is what has gone, or was only named.
+    /// By number; `None` for an object that was removed, or whose id is only referenced.
     entries: Vec<Option<Entry>>,
-    /// Of ids that were given.
+    /// The numbers of supplied ids.
     numbers: HashMap<String, u32>,
-    /// By creation, and in the same millisecond by id.
+    /// By time of creation, and by id within a millisecond.
     orders: HashMap<Scope, Vec<u32>>,
 }
 
 pub(super) struct Entry {
-    /// In unix milliseconds.
+    /// In Unix milliseconds.
     pub(super) created_at: i64,
-    /// The number of the organization that it belongs to.
+    /// The number of its organization.
     pub(super) organization: Option<u32>,
-    /// The number of the user whom it belongs to.
+    /// The number of its user.
     pub(super) user: Option<u32>,
-    /// What it is, unless it was made.
+    /// The object itself, if it was supplied.
     pub(super) given: Option<Box<Value>>,
 }
 
-/// What a list is of.
+/// The owner of a list.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
     All,
@@ -44,7 +44,7 @@ pub(super) enum Scope {
 }
 
 impl Shelf {
-    /// With these, whose numbers begin with 0.
+    /// With these derived objects, whose numbers begin at 0.
     pub(super) fn made(prefix: &'static str, entries: impl Iterator<Item = Entry>) -> Self {
         let entries = entries.map(Some).collect();
         let mut shelf = Self { prefix, entries, numbers: HashMap::new(), orders: HashMap::new() };
@@ -65,7 +65,7 @@ impl Shelf {
         self.entries.get(number as usize)?.as_ref()
     }
 
-    /// The number of what is here under this id.
+    /// The number of the object with this id.
     pub(super) fn number(&self, id: &str) -> Option<u32> {
         self.known(id).filter(|number| self.get(*number).is_some())
     }
@@ -78,7 +78,7 @@ impl Shelf {
         }
     }
 
-    /// The numbers of what is here, in order.
+    /// The numbers of all objects, in order.
     pub(super) fn all(&self, scope: Scope) -> &[u32] {
         self.orders.get(&scope).map_or(&[], Vec::as_slice)
     }
@@ -87,7 +87,7 @@ impl Shelf {
         self.all(Scope::All).iter().filter_map(|number| self.id(*number)).collect()
     }
 
-    /// The number of this id from now on, whether or not there is anything under it yet.
+    /// Reserve a number for this id, whether or not its object exists yet.
     pub(super) fn name(&mut self, id: &str) -> u32 {
         if let Some(number) = self.known(id) {
             return number;
@@ -98,7 +98,7 @@ impl Shelf {
         number
     }
 
-    /// Add, or replace what is here under this id.
+    /// Add an object, or replace the one with this id.
     pub(super) fn put(&mut self, id: &str, entry: Entry) {
         let number = self.name(id);
         self.remove(&[number]);
@@ -131,7 +131,7 @@ impl Shelf {
             .or_else(|| self.numbers.get(id).copied())
     }
 
-    /// Ids of what was made take a while to make, and hardly ever decide.
+    /// Derived ids are slow to compute and hardly ever decide the order, so they come second.
     fn compare(&self, one: u32, other: u32) -> Ordering {
         let created_at = |number| self.get(number).map(|entry| entry.created_at);
         created_at(one).cmp(&created_at(other)).then_with(|| self.id(one).cmp(&self.id(other)))

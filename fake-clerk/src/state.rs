@@ -1,4 +1,4 @@
-//! Everything that a fake has, behind one lock: its users, its organizations, who is a member of which, and other lists.
+//! The whole state of a fake behind one lock: users, organizations, memberships, and other lists.
 
 use std::{
     borrow::Cow,
@@ -20,7 +20,7 @@ use super::{
     user::{MAX_NUMBER, Seed, User, fraction},
 };
 
-/// Clones are the same state.
+/// Clones share the same state.
 #[derive(Clone)]
 pub(super) struct Shared(Arc<Mutex<State>>);
 
@@ -32,7 +32,7 @@ pub(super) struct State {
 }
 
 impl Shared {
-    /// `None` if there is to be too much. `now` is in unix milliseconds.
+    /// `None` if `options` asks for too many objects. `now` is in Unix milliseconds.
     pub(super) fn new(options: &Options, now: i64) -> Option<Self> {
         let number = |count| u32::try_from(count).ok();
         let users = number(options.users).filter(|users| *users <= MAX_NUMBER)?;
@@ -46,7 +46,7 @@ impl Shared {
         );
         let memberships = (0..memberships).map(|number| {
             let organization = number / members;
-            // Neighbours, beginning with anybody, so that nobody is twice in one organization.
+            // Consecutive users from a random start, so that no user is twice in one organization.
             let first = hash(u64::from(organization), 42) % u64::from(users);
             let user = (first + u64::from(number % members)) % u64::from(users) + 1;
             let founded = organizations.get(organization).map_or(i64::MIN, |entry| entry.created_at);
@@ -68,7 +68,7 @@ impl Shared {
 }
 
 impl State {
-    /// With all memberships of the user.
+    /// Also deletes all memberships of the user.
     pub(super) fn delete_user(&mut self, id: &str) -> Option<Seed> {
         let seed = self.users.delete(id)?;
         self.remove_memberships(Scope::User(seed.number));
@@ -80,7 +80,7 @@ impl State {
         self.organizations.put(&id, entry(organization));
     }
 
-    /// With all memberships in it.
+    /// Also removes all memberships in it.
     pub(super) fn remove_organization(&mut self, id: &str) -> Option<Value> {
         let number = self.organizations.number(id)?;
         let organization = self.organization(number);
@@ -122,7 +122,7 @@ impl State {
         shown(&self.organizations, number, organization::organization)
     }
 
-    /// As Clerk shows it: with the organization and the user as they are now.
+    /// As Clerk shows it: with the current organization and user.
     fn membership(&self, number: u32) -> Option<Value> {
         let Entry { organization, user, .. } = *self.memberships.get(number)?;
         let mut membership = shown(&self.memberships, number, organization::membership)?;
@@ -177,7 +177,7 @@ impl State {
     }
 }
 
-/// A page of these as Clerk lists everything but users.
+/// A page in Clerk's format for all lists except users.
 fn list(ascending: &[u32], page: &Page, behaviour: &Behaviour, show: impl Fn(u32) -> Option<Value>) -> Value {
     let is_listed = |share, number| fraction(hash(u64::from(number), 43)) < share;
     let listed: Cow<'_, [u32]> = match behaviour.only {
@@ -189,7 +189,7 @@ fn list(ascending: &[u32], page: &Page, behaviour: &Behaviour, show: impl Fn(u32
     json!({ "data": data, "total_count": count })
 }
 
-/// What was given, or what is made of its id, its number and the time of its creation.
+/// The supplied object, or the one derived from its id, number and time of creation.
 fn shown(shelf: &Shelf, number: u32, made: impl Fn(&str, u32, i64) -> Value) -> Option<Value> {
     let entry = shelf.get(number)?;
     match &entry.given {
@@ -198,7 +198,7 @@ fn shown(shelf: &Shelf, number: u32, made: impl Fn(&str, u32, i64) -> Value) -> 
     }
 }
 
-/// What does not say when it was created is the oldest.
+/// An object without a time of creation counts as the oldest.
 fn entry(given: Value) -> Entry {
     let created_at = given["created_at"].as_i64().unwrap_or_default();
     Entry { created_at, organization: None, user: None, given: Some(Box::new(given)) }

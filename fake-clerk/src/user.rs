@@ -1,14 +1,14 @@
-//! What a user of the fake looks like, and what Clerk would send about one.
+//! The contents of the fake's users, and the events that Clerk would send about them.
 //!
-//! Everything follows from a [`Seed`]: the same seed is always the same user, and nothing else is kept of anybody. The
-//! people are invented; their addresses and numbers are of ranges that are reserved for that.
+//! Everything follows from a [`Seed`]: the same seed always gives the same user, and the fake stores nothing else. The people are
+//! invented; their addresses and numbers are from reserved ranges.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::id::{hash, id, scattered};
 
-/// The most users there can be: numbers have to fit into telephone numbers.
+/// The most users: their numbers must fit into telephone numbers.
 pub(super) const MAX_NUMBER: u32 = 9_999_999;
 
 const DAY: i64 = 86_400_000;
@@ -44,7 +44,7 @@ const LAST_NAMES: [&str; 13] = [
 ];
 const LOCALES: [Option<&str>; 4] = [Some("en-GB"), Some("pt-BR"), Some("el"), None];
 
-/// What a user is made of. Times are unix milliseconds.
+/// The data from which a user is derived. Times are in Unix milliseconds.
 #[derive(Clone, Copy)]
 pub(super) struct Seed {
     pub(super) number: u32,
@@ -54,17 +54,17 @@ pub(super) struct Seed {
     pub(super) updated_at: i64,
 }
 
-/// The sorts of people there are.
+/// The sorts of users.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Email,
-    /// The primary address is the second.
+    /// The second address is the primary one.
     TwoEmails,
-    /// Nobody has proved that the address is theirs.
+    /// The address is not verified.
     Unverified,
-    /// The address is that of another user, and unverified.
+    /// The address belongs to another user, and is not verified.
     Shared,
-    /// The primary address has an id, but there are no addresses.
+    /// The primary address has an id, but the list of addresses is empty.
     Dangling,
     Phone,
     Username,
@@ -72,7 +72,7 @@ enum Kind {
 }
 
 impl Seed {
-    /// A user who signs up: Clerk updates what it has created within a few milliseconds.
+    /// A new user: Clerk updates a new user within a few milliseconds.
     pub(super) fn new(number: u32, created_at: i64) -> Self {
         let later = spread(hash(u64::from(number), 1), 15, 56);
         Self { number, version: 1, created_at, updated_at: created_at + later }
@@ -83,7 +83,7 @@ impl Seed {
         id("user_", self.created_at, self.number, 0)
     }
 
-    /// Orders users by creation; who was created in the same millisecond is ordered by id.
+    /// Orders users by creation; users created in the same millisecond are ordered by id.
     pub(super) fn creation(&self) -> (i64, u64) {
         (self.created_at, scattered(self.number))
     }
@@ -98,7 +98,7 @@ impl Seed {
         (!never).then(|| (self.updated_at - spread(self.bits(3), 0, DAY / 24)).max(self.created_at))
     }
 
-    /// Clerk: with the precision of a day.
+    /// With the precision of a day, as at Clerk.
     pub(super) fn last_active_at(&self) -> Option<i64> {
         self.last_sign_in_at().map(|_| self.updated_at - self.updated_at.rem_euclid(DAY))
     }
@@ -107,7 +107,7 @@ impl Seed {
         self.bits(4).is_multiple_of(50)
     }
 
-    /// A place from 0 to 1 that has nothing to do with anything else.
+    /// A fixed pseudo-random place from 0 to 1, independent of all other values.
     pub(super) fn place(&self) -> f64 {
         fraction(self.bits(5))
     }
@@ -117,7 +117,7 @@ impl Seed {
         self.envelope(event_type, &User::from(self), self.updated_at, instance)
     }
 
-    /// The event that ends this user. It has no `updated_at`.
+    /// The event that deletes this user. It has no `updated_at`.
     pub(super) fn deletion(&self, at: i64, instance: &str) -> String {
         let user = User::from(self);
         let mut data = json!({ "deleted": true, "id": user.id, "object": "user" });
@@ -149,7 +149,7 @@ impl Seed {
             11 | 31 => Kind::Username,
             15 => Kind::Web3,
             17 => Kind::Dangling,
-            // Its neighbour, 19, has an address.
+            // The neighbouring user, 19, has an address.
             20 => Kind::Shared,
             23 => Kind::Unverified,
             number if number.is_multiple_of(3) => Kind::TwoEmails,
@@ -157,13 +157,13 @@ impl Seed {
         }
     }
 
-    /// Bits of this user, the same for all its versions.
+    /// Pseudo-random bits of this user, the same for all its versions.
     fn bits(&self, salt: u64) -> u64 {
         hash(u64::from(self.number), salt)
     }
 }
 
-/// Clerk's user, complete. Field for field what its Backend API and its events have.
+/// Clerk's complete user, with every field of its Backend API and its events.
 #[derive(Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "Clerk's user has as many")]
 pub(super) struct User {
@@ -255,7 +255,7 @@ pub(super) struct Web3Wallet {
     updated_at: i64,
 }
 
-/// Clerk has another one for wallets, which readers tell by its `object`.
+/// Clerk uses a separate type for wallets, which readers distinguish by `object`.
 #[derive(Serialize)]
 struct Web3Verification {
     object: &'static str,
@@ -278,7 +278,7 @@ struct Verification {
 #[derive(Serialize)]
 struct PublicMetadata {
     plan: &'static str,
-    /// The version, so that every update changes something.
+    /// The version, so that every update changes a field.
     revision: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     greeting: Option<&'static str>,
@@ -293,13 +293,13 @@ struct PrivateMetadata {
 struct UnsafeMetadata {
     #[serde(skip_serializing_if = "Option::is_none")]
     theme: Option<&'static str>,
-    /// Anybody can write what no database takes.
+    /// Clients can write text here that no database accepts.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<&'static str>,
 }
 
 impl User {
-    /// What a membership says about its user.
+    /// The user data in a membership.
     pub(super) fn public_data(&self) -> Value {
         let email = self.email_addresses.last().map(|email| &email.address);
         let phone = self.phone_numbers.first().map(|phone| &phone.number);
@@ -389,8 +389,8 @@ impl From<&Seed> for User {
     }
 }
 
-/// Every identifier ends, before the domain of an address, in the number of its user; of one address there are two
-/// users, though: see [`numbers_named`].
+/// Every identifier ends in the number of its user, before the domain of an address. One kind of address, however, belongs to two
+/// users: see [`numbers_named`].
 fn emails(seed: &Seed, kind: Kind) -> Vec<EmailAddress> {
     let number = seed.number;
     let address = |which: u64, address: String, verified: bool| EmailAddress {
@@ -460,7 +460,7 @@ fn verification(status: &'static str, strategy: &'static str) -> Verification {
     Verification { object: "verification_otp", status, strategy, attempts, expire_at: None }
 }
 
-/// The users who may have an identifier, by the last digits in it: it is much quicker than asking all of them.
+/// The users that may have an identifier, by its last digits: much quicker than checking all users.
 pub(super) fn numbers_named(identifier: &str) -> Option<[u32; 2]> {
     let end = identifier.rfind(|c: char| c.is_ascii_digit())? + 1;
     let start = identifier[..end].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |before| before + 1);

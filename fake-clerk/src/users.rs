@@ -1,4 +1,4 @@
-//! A handle to the users of a fake: what happens to them while it serves, and what Clerk would send about it.
+//! A handle to the users of a fake: changes them while it serves, and returns the events that Clerk would send.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use super::{
     user::{Seed, User},
 };
 
-/// The users of a fake. Clones are the same users.
+/// The users of a fake. Clones share the same users.
 #[derive(Clone)]
 pub struct Users {
     state: Shared,
-    /// The id of theirs.
+    /// The id of the users' instance.
     instance: Arc<str>,
     clock: Clock,
 }
 
-/// What Clerk would post to a webhook.
+/// The event that Clerk would post to a webhook.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Whom it is about.
+    /// The id of the event's user.
     pub user_id: String,
-    /// JSON with the envelope around it. The times agree with what the Backend API says.
+    /// JSON with its envelope. The times match the Backend API's.
     pub body: String,
 }
 
@@ -38,52 +38,52 @@ impl Users {
         &self.instance
     }
 
-    /// Somebody signs up now: `user.created`.
+    /// A new user signs up now: `user.created`.
     ///
     /// # Panics
     ///
-    /// If ten million have signed up before.
+    /// If ten million users have signed up before.
     pub fn create(&self) -> Event {
-        let seed = self.with(Directory::create).expect("there are numbers left");
+        let seed = self.with(Directory::create).expect("numbers are left");
         Event { user_id: seed.id(), body: seed.event("user.created", &self.instance) }
     }
 
-    /// Something about this user changes now: `user.updated`. `None` if there is no such user.
+    /// Change this user now: `user.updated`. `None` if there is no such user.
     pub fn update(&self, id: &str) -> Option<Event> {
         let seed = self.with(|everybody, now| everybody.update(id, now))?;
         Some(Event { user_id: seed.id(), body: seed.event("user.updated", &self.instance) })
     }
 
-    /// The user goes now, for ever, and the user's memberships too: `user.deleted`. `None` if there is no such user.
+    /// Delete the user permanently now, including its memberships: `user.deleted`. `None` if there is no such user.
     pub fn delete(&self, id: &str) -> Option<Event> {
         let seed = self.state.lock().delete_user(id)?;
         let at = self.now().max(seed.updated_at);
         Some(Event { user_id: seed.id(), body: seed.deletion(at, &self.instance) })
     }
 
-    /// As the Backend API shows the user.
+    /// The user as the Backend API shows it.
     pub fn get(&self, id: &str) -> Option<Value> {
         let seed = self.with(|everybody, _| everybody.get(id))?;
         serde_json::to_value(User::from(&seed)).ok()
     }
 
-    /// Everybody's id, in the order of creation.
+    /// All users' ids in order of creation.
     pub fn ids(&self) -> Vec<String> {
         let seeds: Vec<Seed> = self.with(|everybody, _| everybody.all().collect());
         seeds.iter().map(Seed::id).collect()
     }
 
-    /// How many there are.
+    /// The number of users.
     pub fn len(&self) -> usize {
         self.with(|everybody, _| everybody.len())
     }
 
-    /// Whether there is nobody.
+    /// Whether there are no users.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Look at everybody, or change somebody, at this time in unix milliseconds.
+    /// Read or change users at this time in Unix milliseconds.
     pub(super) fn with<T>(&self, what: impl FnOnce(&mut Directory, i64) -> T) -> T {
         let mut state = self.state.lock();
         what(&mut state.users, self.now())

@@ -1,6 +1,6 @@
 //! Organizations and memberships over real HTTP, as a client sees them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// What the clock says: 2026-01-01T00:00:00Z.
+/// The time of the clock: 2026-01-01T00:00:00Z.
 const NOW: i64 = 1_767_225_600_000;
 
-/// Of everything that has to do with organizations.
+/// All paths that concern organizations.
 const PATHS: [&str; 5] = [
     "/v1/organizations",
     "/v1/organizations/org_1",
@@ -72,7 +72,7 @@ async fn get_with(fake: &Fake, path: &str, key: &str) -> Answer {
     Answer { status, headers, body: serde_json::from_slice(&body).unwrap() }
 }
 
-/// Everything that a list has, oldest first, in pages of so many.
+/// All entries of a list, oldest first, in pages of `limit`.
 async fn walk(fake: &Fake, path: &str, limit: usize) -> Vec<Value> {
     let mut all = Vec::new();
     loop {
@@ -125,7 +125,7 @@ async fn every_list_is_walked_by_offset_in_the_order_of_creation() {
         assert!(times.iter().all(|at| at.unwrap() < NOW));
         let mut newest = texts(&all, "/id");
         newest.reverse();
-        assert_eq!(get(&fake, path).await.ids(), newest[..10], "ten, the newest first, if nobody says");
+        assert_eq!(get(&fake, path).await.ids(), newest[..10], "by default ten, the newest first");
         let page = get(&fake, &format!("{path}?order_by=-created_at&limit=20&offset=50")).await;
         assert_eq!((page.ids(), page.total()), (newest[50..70].to_vec(), count));
         let beyond = get(&fake, &format!("{path}?offset=5000")).await;
@@ -141,7 +141,7 @@ async fn memberships_are_the_same_from_every_side() {
     for entry in &all {
         let (organization, user) =
             (text(entry, "/organization/id"), text(entry, "/public_user_data/user_id"));
-        assert!(pairs.insert((organization, user)), "nobody is twice in one");
+        assert!(pairs.insert((organization, user)), "no user is twice in one organization");
         let whole = get(&fake, &format!("/v1/organizations/{organization}")).await;
         assert_eq!(entry["organization"], whole.body);
         let user = get(&fake, &format!("/v1/users/{user}")).await.body;
@@ -239,7 +239,7 @@ async fn what_is_given_is_shown_among_what_was_made() {
     let organizations = fake.organizations();
     let made = organizations.ids();
     let at = organizations.get(&made[1]).unwrap()["created_at"].as_i64().unwrap();
-    // Before and behind one of the same millisecond, by id.
+    // Before and after an organization of the same millisecond, by id.
     for id in ["org_zz", "org_0"] {
         organizations.put(organization(id, at));
     }
@@ -247,7 +247,7 @@ async fn what_is_given_is_shown_among_what_was_made() {
     assert_eq!(organizations.ids(), ["org_timeless", &made[0], "org_0", &made[1], "org_zz"]);
     assert_eq!(get(&fake, "/v1/organizations/org_0").await.body, organization("org_0", at));
 
-    // A replaced one has one place, which may be another.
+    // A replaced organization has one place, which may differ from the old one.
     for id in [&made[0], "org_zz"] {
         organizations.put(organization(id, at + 1));
     }
@@ -280,14 +280,14 @@ async fn given_memberships_have_the_organization_and_the_user_of_now() {
     );
     assert_eq!(shown.data()[0]["role"], "org:admin");
 
-    // A replaced one may be of somebody else and somewhere else.
+    // A replaced membership may have another user and another organization.
     let other = users.ids().remove(1);
     organizations.put_membership(membership("orgmem_1", "org_2", &other, 6));
     assert_eq!(get(&fake, "/v1/organizations/org_1/memberships").await.total(), 0);
     assert_eq!(get(&fake, &format!("/v1/users/{user}/organization_memberships")).await.total(), 0);
     assert_eq!(get(&fake, &format!("/v1/users/{other}/organization_memberships")).await.ids(), ["orgmem_1"]);
 
-    // Somebody whom the fake does not know is shown as given.
+    // A membership with an unknown user is shown unchanged.
     let stranger = membership("orgmem_2", "org_3", "user_stranger", 7);
     organizations.put_membership(stranger.clone());
     assert_eq!(organizations.membership("orgmem_2"), Some(stranger.clone()));
@@ -320,7 +320,7 @@ async fn memberships_go_with_their_organization_and_with_their_user() {
         assert!(!texts(&members, "/public_user_data/user_id").contains(&user));
     }
 
-    // An organization that comes back has nobody.
+    // An organization that is added again has no members.
     organizations.put(organization(&gone, 3));
     assert_eq!(get(&fake, &format!("/v1/organizations/{gone}/memberships")).await.total(), 0);
     assert_eq!(organizations.ids()[0], gone);

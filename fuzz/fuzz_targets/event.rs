@@ -1,4 +1,4 @@
-//! Whatever a proven body holds: it is understood, ignored or kept, and never lost or bent.
+//! Any verified body is applied, ignored or stored, and never lost or altered.
 #![no_main]
 
 use bytes::Bytes;
@@ -26,15 +26,15 @@ fuzz_target!(|body: &[u8]| {
     let verified = Verifier::new(vec![secret], 300)
         .expect(&headers, now)
         .and_then(|expected| expected.verify(Bytes::copy_from_slice(body)))
-        .expect("what we signed is genuine");
+        .expect("our own signature is genuine");
 
     let event = event::parse(&verified, &Selection::of(&USER, FieldSet::ALL), now);
     let delivery = &event.delivery;
     assert_eq!(&delivery.payload[..], body, "the payload is kept byte for byte");
     assert_eq!(delivery.svix_id.as_ref(), Some(verified.svix_id()));
-    assert!(delivery.event_at <= now + TimeDelta::days(1), "nothing happens in the far future");
+    assert!(delivery.event_at <= now + TimeDelta::days(1), "no event is in the far future");
     if let Some(id) = &delivery.clerk_id {
-        assert!(ClerkId::new(&USER, id.as_str()).is_some(), "an id that is not valid");
+        assert!(ClerkId::new(&USER, id.as_str()).is_some(), "an invalid id");
     }
     if let Some(name) = &delivery.event_type {
         assert!((1..=255).contains(&name.len()) && !name.contains('\0'));
@@ -44,23 +44,23 @@ fuzz_target!(|body: &[u8]| {
         Content::Change(change) => {
             assert_eq!(Some(&change.clerk_id), delivery.clerk_id.as_ref());
             assert!(!change.clerk_id.as_str().contains('\0'));
-            assert!(change.version.version <= latest, "a version that would freeze the user");
+            assert!(change.version.version <= latest, "a version that would block the user's updates");
             assert_eq!(change.version.tie, "msg_1");
             let synced = delivery.event_type.as_deref().expect("a change has a type");
             assert!(USER.meaning(synced).is_some());
             assert_eq!(matches!(change.news, News::Delete), synced == "user.deleted");
             if matches!(change.news, News::Delete) {
-                assert!(change.actor.is_none(), "a deletion keeps nothing of who did it");
+                assert!(change.actor.is_none(), "a deletion stores no actor");
             }
         }
         Content::Ignored => assert!(delivery.event_type.is_some()),
         Content::Unusable(reason) => assert!(!reason.is_empty()),
     }
 
-    // With nothing allowed, no field can spoil an event.
+    // With an empty allow-list, no field can make an event unusable.
     let bare = event::parse(&verified, &Selection::of(&USER, FieldSet::default()), now).delivery;
     if let (Content::Unusable(_), false) = (&bare.content, matches!(delivery.content, Content::Unusable(_))) {
-        panic!("fewer fields, but more trouble");
+        panic!("fewer fields made the event unusable");
     }
     assert_eq!(bare.clerk_id, delivery.clerk_id);
     assert_eq!(bare.event_type, delivery.event_type);

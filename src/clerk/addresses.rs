@@ -1,13 +1,13 @@
-//! Where Svix sends from.
+//! The addresses that Svix sends from.
 //!
-//! Svix does not guarantee static addresses on every plan, so an allow-list is opt-in and never replaces the
-//! signature. Source: <https://docs.svix.com/receiving/source-ips>.
+//! Svix does not guarantee static addresses on every plan, so the allow-list is opt-in and never replaces the signature. Source:
+//! <https://docs.svix.com/receiving/source-ips>.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Svix's published source addresses: US, us-east and EU, which is the one Clerk has been seen using.
+/// Svix's published source addresses: US, us-east, and EU, from which Clerk has been seen sending.
 pub const SVIX: [IpNet; 12] = [
     host(44, 228, 126, 217),
     host(50, 112, 21, 217),

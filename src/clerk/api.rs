@@ -1,8 +1,8 @@
-//! Clerk's Backend API: objects one by one and by the page, within its rate limits.
+//! Clerk's Backend API: reads single objects and pages of lists, within its rate limits.
 //!
-//! Every request waits for its turn, has a deadline, and is tried again, with waits of full jitter, when the connection
-//! fails or Clerk answers 429 or 5xx; any other refusal is final. A 429 makes all requests wait as long as it says. Nothing
-//! here knows the database, and the key stands in no error and no log.
+//! Every request waits for its turn and has a deadline. It is retried, with full jitter, when the connection fails or Clerk
+//! answers 429 or 5xx; any other refusal is final. A 429 makes all requests wait as long as Clerk asks. This module knows nothing
+//! of the database, and the key never appears in an error or a log.
 //!
 //! Source: Clerk's Backend API spec 2026-05-12, requested in the version of [`VERSION`].
 
@@ -39,10 +39,10 @@ use crate::{
     telemetry::{self, Span},
 };
 
-/// The version of the API that we ask for.
+/// The API version that we request.
 pub const VERSION: &str = "2025-11-10";
 
-/// The most users that Clerk puts on a page.
+/// The most users on a page from Clerk.
 pub const PAGE: usize = 500;
 
 /// The most values of one filter in a request.
@@ -50,31 +50,31 @@ pub const FILTER_VALUES: usize = 100;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Attempts while Clerk has never answered.
+/// The most attempts as long as Clerk has never answered.
 const FIRST_ATTEMPTS: u32 = 6;
 
-/// The longest wait between two attempts that we choose ourselves.
+/// The longest wait between two attempts, unless Clerk asks for more.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
-/// The longest that a `Retry-After` is believed.
+/// The longest accepted `Retry-After`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
 /// Clerk's code for an object that it does not have.
 const NOT_FOUND: &str = "resource_not_found";
 
-/// The longest answer that is read, in bytes, unless a list says less.
+/// The longest answer that we read, in bytes, unless a list sets a lower limit.
 pub const MAX_ANSWER_BYTES: usize = 64 << 20;
 
-/// The longest body of an error that is read, in bytes.
+/// The longest error body that we read, in bytes.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 
-/// The longest code or trace id of Clerk's that goes into an error, in bytes.
+/// The longest code or trace id from Clerk in an error, in bytes.
 const MAX_WORD_BYTES: usize = 64;
 
-/// A `Date` that is further behind our clock is not believed: it is of a cache, or of a clock that is wrong.
+/// A `Date` further behind our clock is ignored: it comes from a cache or a wrong clock.
 const OLDEST_DATE: TimeDelta = TimeDelta::hours(1);
 
-/// Requests a second that leave a tenth of what Clerk allows to the application: 1,000 in 10 s in production, 100 in
+/// Requests per second that leave a tenth of Clerk's limit to the application. Clerk allows 1,000 in 10 s in production, 100 in
 /// development.
 pub fn usual_rate(key: &SecretString) -> NonZeroU32 {
     const PRODUCTION: NonZeroU32 = NonZeroU32::new(90).unwrap();
@@ -82,28 +82,28 @@ pub fn usual_rate(key: &SecretString) -> NonZeroU32 {
     if key.expose_secret().starts_with("sk_live_") { PRODUCTION } else { DEVELOPMENT }
 }
 
-/// How long a call goes on when Clerk does not answer as it should.
+/// How long a call keeps trying when Clerk does not answer properly.
 #[derive(Clone, Copy, Debug)]
 pub struct Persistence {
-    /// Attempts that fail by the connection or 5xx.
+    /// The limit of attempts that fail because of the connection or 5xx.
     pub attempts: u32,
-    /// For one attempt.
+    /// The time limit of one attempt.
     pub attempt_within: Duration,
-    /// For all of them, waits included; also for 429, which counts as no attempt.
+    /// The time limit of all attempts, including waits; it also applies to 429, which does not count as an attempt.
     pub within: Duration,
-    /// Whether it waits behind its like, so that whoever does not has only one rival for the next turn.
+    /// Whether the call queues behind others like it, so that a call outside the queue has only one rival for the next turn.
     pub in_line: bool,
 }
 
 impl Persistence {
-    /// Nobody waits: rather late than not at all.
+    /// For work that no user waits for: late is better than never.
     pub const BACKGROUND: Self = Self {
         attempts: u32::MAX,
         attempt_within: Duration::from_secs(30),
         within: Duration::from_mins(5),
         in_line: true,
     };
-    /// Somebody waits for a page.
+    /// For a page that a user waits for.
     pub const INTERACTIVE: Self = Self {
         attempts: 3,
         attempt_within: Duration::from_secs(4),
@@ -112,17 +112,17 @@ impl Persistence {
     };
 }
 
-/// Which users a list is about. Empty lists do not restrict anything.
+/// Selects the users of a list. Empty filters do not restrict it.
 #[derive(Clone, Debug, Default)]
 pub struct Filters {
-    /// Pairs of a filter's name and a value, as the API has them, such as `email_address`.
+    /// Pairs of a filter name in the API, such as `email_address`, and a value.
     pub values: Vec<(&'static str, String)>,
-    /// Signed up after this, in unix milliseconds.
+    /// Only users that signed up after this time, in Unix milliseconds.
     pub created_after: Option<i64>,
 }
 
 impl Filters {
-    /// As the API is asked, for those who also signed up after this.
+    /// The query parameters, restricted to users that also signed up after `created_after`.
     fn query(&self, created_after: Option<i64>) -> Vec<(&'static str, String)> {
         let created_after = created_after.max(self.created_after);
         let after = created_after.map(|after| ("created_at_after", after.to_string()));
@@ -130,23 +130,24 @@ impl Filters {
     }
 }
 
-/// One page of a list in the order of sign-up.
+/// One page of a list in order of sign-up.
 #[derive(Clone, Copy, Debug)]
 pub struct List<'a> {
     pub filters: &'a Filters,
-    /// Only who signed up after this, in unix milliseconds. Whether exactly this counts is not documented.
+    /// Only users that signed up after this time, in Unix milliseconds. Clerk does not document whether the bound itself is
+    /// included.
     pub created_after: Option<i64>,
     pub offset: usize,
     pub limit: usize,
-    /// The longest answer that is read, in bytes.
+    /// The longest answer that we read, in bytes.
     pub most_bytes: usize,
 }
 
-/// Users as a page shows them.
+/// The users on a page.
 #[derive(Clone, Debug)]
 pub struct Shown {
     pub users: Vec<Found>,
-    /// How long the answer was, in bytes.
+    /// The length of the answer in bytes.
     pub bytes: usize,
 }
 
@@ -157,21 +158,21 @@ pub struct Api {
     base: Url,
     key: SecretString,
     limiter: DefaultDirectRateLimiter,
-    /// Held by the first of those who wait in line.
+    /// Held by the first call in the queue.
     line: AsyncMutex<()>,
-    /// Whether Clerk has ever answered. If not, an address or a network is probably wrong, and waiting does not help.
+    /// Whether Clerk has ever answered. If not, an address or the network is probably wrong, and waiting does not help.
     answered: AtomicBool,
-    /// Nobody asks before this: Clerk said so.
+    /// No request is sent before this time, at Clerk's request.
     paused_until: Mutex<Instant>,
-    /// The id of the instance, once it was told.
+    /// The id of the instance, once Clerk has reported it.
     instance: OnceCell<String>,
     clock: Clock,
 }
 
-/// Why Clerk could not be asked. No key, and nothing about anybody, in any of them.
+/// Why a request to Clerk failed. No error contains the key or personal data.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
-    /// There was no usable answer, again and again.
+    /// No attempt received a usable answer.
     #[error("Clerk's API at {place} cannot be reached: {why}")]
     Unreachable { place: String, why: String },
     #[error(
@@ -180,21 +181,21 @@ pub enum ApiError {
     KeyRefused { place: String, refusal: Refusal },
     #[error("Clerk's API at {place} refused the request: {refusal}")]
     Refused { place: String, refusal: Refusal },
-    #[error("Clerk's API at {place} answered something that we do not understand: {what}")]
+    #[error("Clerk's API at {place} sent an answer that clerk-sync does not understand: {what}")]
     Unintelligible { place: String, what: String },
-    #[error("Clerk's API at {place} answered something that we do not understand: more than {} MiB at once", most >> 20)]
+    #[error("Clerk's API at {place} sent an answer that is too long: more than {} MiB", most >> 20)]
     TooLong { place: String, most: usize },
 }
 
 impl ApiError {
-    /// Whether Clerk says that it does not know the object. A proxy, or a Clerk without this instance, answers 404 as well, and says
-    /// nothing of it.
+    /// Whether Clerk reports that it does not know the object. A proxy, or a Clerk without this instance, also answers 404, but
+    /// that says nothing about the object.
     fn is_unknown(&self) -> bool {
         matches!(self, Self::Refused { refusal, .. } if refusal.status == 404 && refusal.code == NOT_FOUND)
     }
 
-    /// Whether Clerk says that a feature is switched off, or not part of the plan: then there is nothing to ask for, and
-    /// nothing is gone for that.
+    /// Whether Clerk reports that a feature is switched off or not part of the plan. Then there are no objects to request, and
+    /// none are gone.
     pub fn is_of_a_feature_switched_off(&self) -> bool {
         let Self::Refused { refusal, .. } = self else { return false };
         let is_said = ["not_enabled", "disabled", "feature", "not_supported"]
@@ -209,25 +210,25 @@ impl ApiError {
     }
 }
 
-/// An error of Clerk's, without its message: that may quote whatever was asked for.
+/// An error from Clerk without its message, because the message may quote parts of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: u16,
-    /// Empty if there is none.
+    /// Empty if Clerk sent none.
     pub code: String,
     trace_id: Option<String>,
 }
 
 impl Refusal {
-    /// What the code means, where it helps.
+    /// The meaning of the code, where that helps.
     fn meaning(&self) -> &'static str {
         match self.code.as_str() {
-            "authorization_header_format_invalid" => ": the key has not the form of one",
-            "clerk_key_invalid" => ": there is no such key",
+            "authorization_header_format_invalid" => ": the key has the wrong format",
+            "clerk_key_invalid" => ": no such key exists",
             "instance_not_found" => ": the instance of the key does not exist",
             "too_many_requests" => ": too many requests",
-            "internal_clerk_error" => ": an error at Clerk",
-            _ if (300..400).contains(&self.status) => ": it points elsewhere; is CLERK_API_URL right?",
+            "internal_clerk_error" => ": an internal error at Clerk",
+            _ if (300..400).contains(&self.status) => ": it redirects elsewhere; check CLERK_API_URL",
             _ => "",
         }
     }
@@ -244,28 +245,28 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// A body, and when what it says was true.
+/// A body, and the moment at which its contents were true.
 type Answer = (Vec<u8>, Moment);
 
-/// How one attempt ended without an answer.
+/// How an attempt without an answer ended.
 enum Failed {
-    /// Clerk asks us to come back later.
+    /// Clerk asks us to retry later.
     TooEarly { wait: Duration },
-    /// It may go better next time.
+    /// A retry may succeed.
     Again { why: String, wait: Option<Duration> },
-    /// It never will.
+    /// No retry will succeed.
     Refused(ApiError),
 }
 
 impl Api {
-    /// Nothing is sent yet.
+    /// Sends nothing yet.
     ///
     /// # Errors
-    /// If the HTTP client cannot be made.
+    /// If the HTTP client cannot be created.
     pub fn new(url: &Url, key: SecretString, rate: NonZeroU32, clock: Clock) -> Result<Self, ApiError> {
         let base = base(url);
         let client = client(&base)?;
-        // A tenth of a second's requests at once makes up for timers that are late.
+        // A burst of a tenth of a second's requests makes up for late timers.
         let burst = NonZeroU32::new(rate.get() / 10).unwrap_or(NonZeroU32::MIN);
         Ok(Self {
             client,
@@ -280,7 +281,7 @@ impl Api {
         })
     }
 
-    /// What tells this instance of Clerk from others, without telling the key.
+    /// Identifies this instance of Clerk without revealing the key.
     pub fn identity(&self) -> [u8; 32] {
         Sha256::new()
             .chain_update(self.base.as_str())
@@ -289,23 +290,23 @@ impl Api {
             .into()
     }
 
-    /// The id of the instance that the key is of, such as `ins_2fZ…`. Clerk is asked once.
+    /// The id of the key's instance, such as `ins_2fZ…`. Clerk is asked once.
     ///
     /// # Errors
-    /// As [`ApiError`] says.
+    /// See [`ApiError`].
     pub async fn instance(&self, persistence: Persistence) -> Result<&str, ApiError> {
         let ask = async || {
             let (body, _) = self.get(self.url("instance", vec![]), persistence).await?;
             let id = member(&body, "/id").as_str().map(str::to_owned).filter(|id| self.is_word(id, in_ids));
-            id.ok_or_else(|| self.unintelligible("no instance with an id"))
+            id.ok_or_else(|| self.unintelligible("an instance without a valid id"))
         };
         self.instance.get_or_try_init(ask).await.map(String::as_str)
     }
 
-    /// A page of users, in the order in which they signed up.
+    /// A page of users in order of sign-up.
     ///
     /// # Errors
-    /// As [`ApiError`] says.
+    /// See [`ApiError`].
     pub async fn list(&self, list: &List<'_>, reading: &Reading) -> Result<Shown, ApiError> {
         let mut query = list.filters.query(list.created_after);
         query.extend([("order_by", "+created_at".to_owned()), ("limit", list.limit.to_string())]);
@@ -314,14 +315,14 @@ impl Api {
         let (body, moment) = self.get_within(url, Persistence::BACKGROUND, list.most_bytes).await?;
         let users = event::users(&body, reading, moment)
             .filter(|users| users.len() <= list.limit)
-            .ok_or_else(|| self.unintelligible("no list of users"))?;
+            .ok_or_else(|| self.unintelligible("not a list of users"))?;
         Ok(Shown { users, bytes: body.len() })
     }
 
-    /// A page of objects of the kind that `reading` names, in the order of their creation, and how long the answer was, in bytes.
+    /// A page of objects of the kind that `reading` names, in order of creation, and the length of the answer in bytes.
     ///
     /// # Errors
-    /// As [`ApiError`] says.
+    /// See [`ApiError`].
     pub async fn objects(&self, offset: usize, reading: &Reading) -> Result<(Page, usize), ApiError> {
         let mut query = vec![("limit", PAGE.to_string()), ("offset", offset.to_string())];
         query.extend(reading.entity.query.iter().map(|(name, value)| (*name, (*value).to_owned())));
@@ -329,14 +330,14 @@ impl Api {
         let (body, moment) = self.get(url, Persistence::BACKGROUND).await?;
         let page = event::objects(&body, reading, moment)
             .filter(|page| page.entries <= PAGE)
-            .ok_or_else(|| self.unintelligible("no list with a count"))?;
+            .ok_or_else(|| self.unintelligible("not a list with a count"))?;
         Ok((page, body.len()))
     }
 
-    /// The objects of one owner of the kind that `reading` names; none if Clerk knows of none.
+    /// One owner's objects of the kind that `reading` names; empty if Clerk knows none.
     ///
     /// # Errors
-    /// As [`ApiError`] says.
+    /// See [`ApiError`].
     pub async fn of_owner(
         &self,
         of: &OfEach,
@@ -375,20 +376,20 @@ impl Api {
         }
     }
 
-    /// How many users there are.
+    /// The number of users.
     ///
     /// # Errors
-    /// As [`ApiError`] says.
+    /// See [`ApiError`].
     pub async fn count(&self, filters: &Filters) -> Result<u64, ApiError> {
         let (body, _) =
             self.get(self.url("users/count", filters.query(None)), Persistence::BACKGROUND).await?;
-        member(&body, "/total_count").as_u64().ok_or_else(|| self.unintelligible("no number of users"))
+        member(&body, "/total_count").as_u64().ok_or_else(|| self.unintelligible("not a number of users"))
     }
 
-    /// One object; `None` if Clerk does not know this id, or it is not one that can be [asked for](can_ask).
+    /// One object; `None` if Clerk does not know this id, or the id [cannot be requested](can_ask).
     ///
     /// # Errors
-    /// As [`ApiError`] says.
+    /// See [`ApiError`].
     pub async fn one(
         &self,
         id: &ClerkId,
@@ -408,7 +409,7 @@ impl Api {
         };
         let found = event::user(&body, reading, moment)
             .filter(|found| found.clerk_id == *id)
-            .ok_or_else(|| self.unintelligible("not what was asked for"))?;
+            .ok_or_else(|| self.unintelligible("not the requested object"))?;
         Ok(Some(found))
     }
 
@@ -420,12 +421,12 @@ impl Api {
         url
     }
 
-    /// Ask until there is an answer or no hope.
+    /// Send a request until there is an answer or a final failure.
     async fn get(&self, url: Url, persistence: Persistence) -> Result<Answer, ApiError> {
         self.get_within(url, persistence, MAX_ANSWER_BYTES).await
     }
 
-    /// The same, and no answer that is longer than so many bytes is read to its end.
+    /// Like [`get`](Self::get), with a limit on the length of the answer in bytes.
     async fn get_within(&self, url: Url, persistence: Persistence, most: usize) -> Result<Answer, ApiError> {
         let deadline = Instant::now() + persistence.within;
         let mut attempts = 0;
@@ -433,7 +434,7 @@ impl Api {
         loop {
             let turn = timeout_at(deadline, self.turn(deadline, persistence.in_line)).await;
             turn.unwrap_or(Err(()))
-                .map_err(|()| self.unreachable("its rate limit lets us wait for longer than we can"))?;
+                .map_err(|()| self.unreachable("its rate limit requires too long a wait"))?;
             let (why, wait) =
                 match self.attempt(url.clone(), persistence.attempt_within, attempts + too_early, most).await
                 {
@@ -441,7 +442,7 @@ impl Api {
                     Err(Failed::Refused(error)) => return Err(error),
                     Err(Failed::TooEarly { wait }) => {
                         too_early += 1;
-                        // It may say that it takes no time, and refuse again.
+                        // Clerk may ask for no wait and then refuse again.
                         self.pause(wait.max(full_jitter(too_early)));
                         continue;
                     }
@@ -455,9 +456,9 @@ impl Api {
                 return Err(self.unreachable(&why));
             }
             if attempts == 1 {
-                tracing::warn!(why, attempts, "Clerk's API does not answer as it should; it is asked again");
+                tracing::warn!(why, attempts, "a request to Clerk's API failed and will be retried");
             } else {
-                tracing::debug!(why, attempts, "Clerk's API is asked again");
+                tracing::debug!(why, attempts, "a request to Clerk's API failed again and will be retried");
             }
             sleep(wait).await;
         }
@@ -481,20 +482,20 @@ impl Api {
         }
     }
 
-    /// Keep everybody from asking for a while.
+    /// Delay all requests.
     fn pause(&self, wait: Duration) {
         let until = Instant::now() + wait;
         let mut paused_until = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
         if *paused_until < Instant::now() {
             tracing::warn!(
                 seconds = wait.as_secs(),
-                "Clerk's rate limit is reached: we wait as long as it asks"
+                "Clerk's rate limit is reached: waiting as long as Clerk asks"
             );
         }
         *paused_until = until.max(*paused_until);
     }
 
-    /// Send a request that was sent so many times before.
+    /// Send a request; `before` is the number of earlier attempts.
     async fn attempt(&self, url: Url, within: Duration, before: u32, most: usize) -> Result<Answer, Failed> {
         let span = Span::client("GET", &url, Some(before));
         let sent_at = (self.clock)();
@@ -522,13 +523,13 @@ impl Api {
         let date = header(header::DATE).and_then(time);
         let retry_after =
             header(header::RETRY_AFTER).and_then(|value| retry_after(value, date.unwrap_or(sent_at)));
-        // What was read is no newer than either clock says.
+        // The contents are no newer than the earlier of the two clocks.
         let read_at =
             date.filter(|date| sent_at - *date <= OLDEST_DATE).map_or(sent_at, |at| at.min(sent_at));
         let body = body(&mut answer, if status == StatusCode::OK { most } else { MAX_ERROR_BYTES });
         let body = match body.await.map_err(|error| no_answer(&error))? {
             Some(body) => body,
-            // What is wrong is told by the status.
+            // The status reports the error.
             None if status != StatusCode::OK => Vec::new(),
             None => {
                 return Err(Failed::Refused(ApiError::TooLong { place: place(&self.base), most }));
@@ -564,14 +565,14 @@ impl Api {
         }
     }
 
-    /// Whether this is a word, and not the key, should anybody send it back to us.
+    /// Whether the text is a single word without the key, in case a server echoes the key.
     fn is_word(&self, text: &str, in_words: impl Fn(u8) -> bool) -> bool {
         (1..=MAX_WORD_BYTES).contains(&text.len())
             && text.bytes().all(in_words)
             && !text.contains(self.key.expose_secret())
     }
 
-    /// It answered something like this, which is not Clerk's way.
+    /// The error for an answer that is not in Clerk's format.
     pub fn unintelligible(&self, what: &str) -> ApiError {
         ApiError::Unintelligible { place: place(&self.base), what: what.to_owned() }
     }
@@ -581,7 +582,7 @@ impl Api {
     }
 }
 
-/// What Clerk's clock says, and ours before and after it was asked.
+/// Clerk's time, and our time before and after the request.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockReading {
     pub asked_at: DateTime<Utc>,
@@ -590,7 +591,7 @@ pub struct ClockReading {
     pub answered_at: DateTime<Utc>,
 }
 
-/// Ask what time it is at Clerk. Any answer tells, so no key is sent.
+/// Read Clerk's clock. Any answer will do, so no key is sent.
 ///
 /// # Errors
 /// [`ApiError::Unreachable`]
@@ -605,7 +606,7 @@ pub async fn read_clock(url: &Url, clock: &Clock, within: Duration) -> Result<Cl
     Ok(ClockReading { asked_at, theirs: date.and_then(time), answered_at })
 }
 
-/// The address with the version of the API, whether or not it was given.
+/// The base URL with the API version, whether or not the given URL has it.
 fn base(url: &Url) -> Url {
     let mut base = url.clone();
     let path = base.path().trim_end_matches('/').trim_end_matches("/v1").to_owned();
@@ -617,10 +618,10 @@ fn client(base: &Url) -> Result<Client, ApiError> {
     http_client::builder()
         .connect_timeout(CONNECT_WITHIN)
         .build()
-        .map_err(|_| unreachable(base, "the HTTP client cannot be made"))
+        .map_err(|_| unreachable(base, "the HTTP client cannot be created"))
 }
 
-/// Where the API is, so that a wrong `CLERK_API_URL` can be seen: without a user and a password that may stand in it.
+/// The API's origin, so that a wrong `CLERK_API_URL` shows; any user and password in the URL are left out.
 fn place(base: &Url) -> String {
     base.origin().ascii_serialization()
 }
@@ -629,7 +630,7 @@ fn unreachable(base: &Url, why: &str) -> ApiError {
     ApiError::Unreachable { place: place(base), why: why.to_owned() }
 }
 
-/// Whether an id can stand in a path, where others would name another id or another route: `..`, or `count`.
+/// Whether an id is safe in a path. Others would name another id or another route, such as `..` or `count`.
 pub fn can_ask(id: &ClerkId) -> bool {
     id.as_str() != "count" && id.as_str().bytes().all(in_ids)
 }
@@ -641,9 +642,9 @@ fn in_ids(byte: u8) -> bool {
 /// A body; `None` if it is longer than this.
 ///
 /// # Errors
-/// If the connection ends before it does.
+/// If the connection ends before the body does.
 pub async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
-    // What it says of its length saves growing step by step.
+    // The stated length avoids repeated growth.
     let said = answer.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
     if said > most {
         return Ok(None);
@@ -658,18 +659,18 @@ pub async fn body(answer: &mut Response, most: usize) -> reqwest::Result<Option<
     Ok(Some(body))
 }
 
-/// What stands at this place of a JSON body; null if there is nothing.
+/// The value at this place of a JSON body; null if there is none.
 fn member(body: &[u8], pointer: &str) -> Value {
     let body: Option<Value> = serde_json::from_slice(body).ok();
     body.and_then(|mut body| body.pointer_mut(pointer).map(Value::take)).unwrap_or_default()
 }
 
-/// A time as HTTP writes it.
+/// A time in HTTP's format.
 fn time(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc2822(text.trim()).ok().map(|at| at.to_utc())
 }
 
-/// How long a `Retry-After` asks to wait, be it in seconds or until a time.
+/// The wait that a `Retry-After` asks for, given in seconds or as a time.
 fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     let seconds = value.trim().parse().ok().map(Duration::from_secs);
     let until = || Some((time(value)? - now).to_std().unwrap_or_default());
@@ -682,7 +683,7 @@ impl std::fmt::Debug for Api {
     }
 }
 
-/// The driver's errors quote the URL, which may hold an e-mail address.
+/// The HTTP client's errors quote the URL, which may contain an e-mail address.
 fn no_answer(error: &reqwest::Error) -> Failed {
     counter!(telemetry::API_REQUESTS, "status" => "unreachable").increment(1);
     Failed::Again { why: why_no_answer(error).to_owned(), wait: None }
@@ -698,8 +699,8 @@ fn why_no_answer(error: &reqwest::Error) -> &'static str {
     }
 }
 
-/// Anything from nothing to a quarter of a second, doubled with every attempt: so that many who failed together do not
-/// come back together.
+/// A random wait between zero and a limit, so that requests that failed together do not return together. The limit starts at half
+/// a second and doubles with every attempt, up to `LONGEST_WAIT`.
 fn full_jitter(attempts: u32) -> Duration {
     let longest = Duration::from_millis(250).saturating_mul(1 << attempts.min(10)).min(LONGEST_WAIT);
     longest.mul_f64(rand::random())

@@ -1,11 +1,11 @@
-//! From a proven body to a typed delivery, tolerantly.
+//! Tolerant parsing of verified bodies into typed deliveries.
 //!
-//! Absent, `null` and present are three different things: what is absent keeps what is stored. Only allow-listed
-//! fields are looked at, so nothing odd in any other field can spoil an event. A value that cannot be read, or that no
-//! database can hold, counts as absent, and its field is named in [`Event::unread`]. Only without a type, an id, or the id of a
-//! parent nothing can be done: that becomes [`Content::Unusable`] with a reason that names fields and types, never values.
+//! Absent, `null` and present are three different things: an absent field keeps the stored value. Only allow-listed fields are
+//! read, so odd values in other fields cannot break an event. A value that cannot be read, or that some database cannot hold,
+//! counts as absent, and [`Event::unread`] names its field. An event is [`Content::Unusable`] only without a type, an id, or the
+//! id of a parent. Its reason names fields and types, never values.
 //!
-//! Source: Clerk's webhook spec 2025-04-15. Times are unix milliseconds, but published examples have seconds and text.
+//! Source: Clerk's webhook spec 2025-04-15. Times are Unix milliseconds, but published examples also have seconds and text.
 
 use std::{
     borrow::{Borrow, Cow},
@@ -35,7 +35,7 @@ use crate::{
 /// Metadata that Clerk never shows to a browser.
 const PRIVATE: &str = "private_metadata";
 
-/// Members that no object is kept with as a whole: the metadata, and what opens something.
+/// Members that are never stored as part of a whole object: private metadata, and anything that grants access.
 const NEVER: [&str; 8] = [
     PRIVATE,
     "access_token",
@@ -47,19 +47,19 @@ const NEVER: [&str; 8] = [
     "token",
 ];
 
-/// How deep JSON is looked into for them; what is deeper is left out.
+/// The depth to which JSON is searched for them; deeper content is left out.
 const MOST_LEVELS: usize = 128;
 
-/// The longest event type that is kept, in bytes; Clerk's longest has 33.
+/// The longest stored event type, in bytes; Clerk's longest has 33.
 const MAX_TYPE_BYTES: usize = 255;
 
-/// The longest part of an actor's address or user agent that is kept, in characters.
+/// The longest stored part of an actor's address or user agent, in characters.
 const MAX_ACTOR_CHARS: usize = 512;
 
-/// The longest text of a field that an index of every database can hold, in bytes; Clerk's longest address has 254.
+/// The longest text of a field that every database can index, in bytes; Clerk's longest address has 254.
 const MAX_INDEXED_BYTES: usize = 2_000;
 
-/// Every event type that Clerk is known to send, by the object. New ones appear without notice.
+/// Every event type that Clerk is known to send, by object. New types appear without notice.
 const TYPES: [(&str, &[&str]); 15] = [
     ("user", &["created", "updated", "deleted"]),
     ("session", &["created", "pending", "ended", "removed", "revoked"]),
@@ -78,27 +78,27 @@ const TYPES: [(&str, &[&str]); 15] = [
     ("paymentAttempt", &["created", "updated"]),
 ];
 
-/// The same, as events name them.
+/// Their full names, as events contain them.
 pub static KNOWN_TYPES: LazyLock<Vec<String>> = LazyLock::new(|| {
     TYPES.iter().flat_map(|(object, what)| what.iter().map(move |what| format!("{object}.{what}"))).collect()
 });
 
-/// The type of an event of our own, that nobody has to keep: whoever is answered knows that the secret it was signed with is
-/// the right one.
+/// The type of clerk-sync's own test event, which is never stored. A successful answer shows that the secret that signed it is
+/// correct.
 pub const PROBE: &str = "clerk-sync.probe";
 
-/// A metric's label for an event type: its name if it is known, else `other`, so that no sender can make labels.
+/// The metric label of an event type: its name if it is known, otherwise `other`, so that senders cannot create labels.
 pub fn label(event_type: Option<&str>) -> &'static str {
     let known = event_type.and_then(|name| KNOWN_TYPES.iter().find(|known| *known == name));
     known.map_or(telemetry::OTHER, String::as_str)
 }
 
-/// The same for the kind of object that an event is about.
+/// The metric label for the kind of an event's object.
 pub fn kind(event_type: &str) -> &'static str {
     entity::of_event(event_type).map_or(telemetry::OTHER, |entity| entity.kind)
 }
 
-/// A proven body, understood as far as we need it.
+/// A verified body, parsed where clerk-sync needs it.
 #[derive(Debug)]
 pub struct Event {
     pub delivery: Delivery,
@@ -106,14 +106,14 @@ pub struct Event {
     pub instance_id: Option<String>,
     /// Whether an escaped NUL or lone surrogate became U+FFFD.
     pub replaced_characters: bool,
-    /// Names of what is there and cannot be read, or be kept by every database: it counts as absent.
+    /// Names of fields that are present but cannot be read, or cannot be stored in every database; they count as absent.
     pub unread: Vec<&'static str>,
 }
 
-/// What an event would be if nothing were wrong with it, or the reason why it is unusable.
+/// A usable part of an event, or the reason why the event is unusable.
 type Usable<T> = Result<T, String>;
 
-/// Understand a proven body. Never fails: what is wrong with it is part of the answer.
+/// Parse a verified body. Never fails: problems are part of the result.
 pub fn parse(verified: &Verified, selection: &Selection, now: DateTime<Utc>) -> Event {
     let lossy = decoded(verified.body());
     let json = storable(&lossy);
@@ -146,7 +146,7 @@ pub fn parse(verified: &Verified, selection: &Selection, now: DateTime<Utc>) -> 
     event
 }
 
-/// The message by which Svix tries an endpoint out (`svix.ping`). It is signed like any other, and about nobody.
+/// Svix's message for testing an endpoint (`svix.ping`). It is signed like any other, and concerns no user.
 fn is_test_of_svix(json: &str) -> bool {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -154,36 +154,36 @@ fn is_test_of_svix(json: &str) -> bool {
         #[serde(rename = "success")]
         _success: bool,
     }
-    // Whatever is longer says more.
+    // A longer body contains more than that.
     json.len() < 256 && serde_json::from_str::<Test>(json).is_ok()
 }
 
-/// An object as the Backend API shows it.
+/// An object from the Backend API.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// What stands in its place, if that is no id. Then the content is unusable, as it is without the id of a parent.
+    /// The text in place of the id if that is not a valid id. The content is then unusable, as it is without the id of a parent.
     pub clerk_id: ClerkId,
-    /// Unix milliseconds: the order of lists.
+    /// Unix milliseconds; lists are sorted by it.
     pub created_at: i64,
-    /// What it says, as a change of which nothing is newer than the moment of reading.
+    /// Its contents as a change that is no newer than the moment of reading.
     pub delivery: Delivery,
-    /// As of [`Event::unread`].
+    /// See [`Event::unread`].
     pub unread: Vec<&'static str>,
 }
 
-/// A page of a list of the Backend API: objects, which are its entries or stand inside of them.
+/// A page of a list of the Backend API. The objects are its entries or are nested in them.
 #[derive(Clone, Debug)]
 pub struct Page {
     pub found: Vec<Found>,
-    /// How many entries the list has in all.
+    /// The number of entries in the whole list.
     pub total: u64,
-    /// How many this page has, and the ids of the first and the last of them.
+    /// The number of entries on this page, and the ids of the first and the last one.
     pub entries: usize,
     pub first: Option<String>,
     pub last: Option<String>,
 }
 
-/// Understand a page of objects as they stood then; `None` if this is no list with a count.
+/// Parse a page of objects, read at `moment`; `None` if it is not a list with a count.
 pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<Page> {
     #[derive(serde::Deserialize)]
     struct Counted<'a> {
@@ -194,7 +194,7 @@ pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<
     let text = decoded(body);
     let json = storable(&text);
     let Counted { data, total_count } = serde_json::from_str(&json).ok()?;
-    // What stands in its place tells an entry from others as well.
+    // An invalid id also distinguishes an entry from others.
     let id = |entry: Option<&&RawValue>| {
         let entry = object(entry?.get())?;
         Some(entry.get("id").map_or_else(String::new, |id| id.get().to_owned()))
@@ -204,8 +204,8 @@ pub(super) fn objects(body: &[u8], reading: &Reading, moment: Moment) -> Option<
     Some(Page { found, total: total_count, entries, first, last })
 }
 
-/// The same of what one owner has, a list with or without a count or one object, and the count. If an object does not name its owner,
-/// this column gets the owner's id.
+/// Parse one owner's objects: one object, or a list with or without a count; also returns the count. If an object does not name
+/// its owner, the column gets the owner's id.
 pub(super) fn of_owner(
     body: &[u8],
     reading: &Reading,
@@ -232,7 +232,7 @@ pub(super) fn of_owner(
     Some((all, total))
 }
 
-/// The objects that the entries of a list are, or hold; `None` if they are not what they should be.
+/// The objects that are the entries of a list or are nested in them; `None` if the entries have the wrong form.
 fn entries_of<'a>(list: Vec<&'a RawValue>, entity: &Entity) -> Option<Vec<Object<'a>>> {
     let mut entries: Vec<Object<'a>> =
         list.into_iter().map(|raw| object(raw.get())).collect::<Option<_>>()?;
@@ -245,7 +245,7 @@ fn entries_of<'a>(list: Vec<&'a RawValue>, entity: &Entity) -> Option<Vec<Object
     Some(entries)
 }
 
-/// The objects at the end of these members, each an object or a list of them, with what they inherit.
+/// The objects at the end of this path of members, each an object or a list, with the members that they inherit.
 fn inside<'a>(around: &Object<'a>, members: &[&str], inherits: &[(&'static str, &str)]) -> Vec<Object<'a>> {
     let [first, rest @ ..] = members else { return Vec::new() };
     let mut objects = around.get(*first).map_or_else(Vec::new, |raw| each(raw));
@@ -265,26 +265,26 @@ fn inside<'a>(around: &Object<'a>, members: &[&str], inherits: &[(&'static str, 
     objects
 }
 
-/// The objects of a list, or the one that stands in its place.
+/// The objects of a list, or the single object in its place.
 fn each(raw: &RawValue) -> Vec<Object<'_>> {
     let list: Option<Vec<&RawValue>> = serde_json::from_str(raw.get()).ok();
     let all = list.unwrap_or_else(|| vec![raw]);
     all.into_iter().filter_map(|raw| object(raw.get())).collect()
 }
 
-/// The same of a bare list of users.
+/// Parse a bare list of users.
 pub(super) fn users(body: &[u8], reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let text = decoded(body);
     let json = storable(&text);
     listed(entries_of(serde_json::from_str(&json).ok()?, reading.entity)?, reading, moment)
 }
 
-/// One whose id is unusable does not spoil it for the others.
+/// An entry with an unusable id does not affect the others.
 fn listed(entries: Vec<Object<'_>>, reading: &Reading, moment: Moment) -> Option<Vec<Found>> {
     let mut users: Vec<Found> =
         entries.into_iter().map(|data| found(&data, reading, moment, None)).collect::<Option<_>>()?;
     log_unread(&users);
-    // Who does not say when they signed up did so when their neighbour did: that is how the list is sorted.
+    // Lists are sorted by sign-up, so a user without a time of sign-up gets the neighbour's.
     let mut neighbour = users.iter().map(|user| user.created_at).find(|at| *at != UNSAID).unwrap_or(UNSAID);
     for user in &mut users {
         if user.created_at == UNSAID {
@@ -295,7 +295,7 @@ fn listed(entries: Vec<Object<'_>>, reading: &Reading, moment: Moment) -> Option
     Some(users)
 }
 
-/// The same for one user.
+/// Parse a single object.
 pub(super) fn user(body: &[u8], reading: &Reading, moment: Moment) -> Option<Found> {
     let text = decoded(body);
     let found = found(&object(&storable(&text))?, reading, moment, None)?;
@@ -303,7 +303,7 @@ pub(super) fn user(body: &[u8], reading: &Reading, moment: Moment) -> Option<Fou
     Some(found)
 }
 
-/// One line a page, which names the first of them.
+/// Log one line per page, which names the first of these users.
 fn log_unread(users: &[Found]) {
     let mut odd = users.iter().filter(|user| !user.unread.is_empty());
     let Some(first) = odd.next() else { return };
@@ -311,30 +311,30 @@ fn log_unread(users: &[Found]) {
         clerk_id = %first.clerk_id,
         fields = first.unread.join(","),
         others = odd.count(),
-        "fields of an object of the Backend API cannot be read or stored: they keep what is stored"
+        "fields of an object of the Backend API cannot be read or stored: they keep their stored values"
     );
 }
 
-/// Stands for a time of sign-up that is absent, or no time at all.
+/// Stands for a time of sign-up that is absent or unreadable.
 pub(crate) const UNSAID: i64 = 0;
 
-/// What is read of users, and why.
+/// How to read objects, and for which source.
 #[derive(Clone, Debug)]
 pub struct Reading {
     pub source: Source,
     pub entity: &'static Entity,
     /// The allow-list.
     pub fields: FieldSet,
-    /// Of what is inside of them: the kinds that are synced.
+    /// The allow-lists of the synced kinds nested in them.
     pub inside: Selection,
 }
 
-/// When something was read.
+/// The moment of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
-    /// What it says was true then.
+    /// The time at which the contents were true.
     pub(super) read_at: DateTime<Utc>,
-    /// The present by our clock.
+    /// The current time by our clock.
     pub(super) now: DateTime<Utc>,
 }
 
@@ -374,7 +374,7 @@ fn found(
     Some(Found { clerk_id, created_at, delivery, unread })
 }
 
-/// Write the owner into an object that names none.
+/// Set the owner of an object that names none.
 fn own(entity: &'static Entity, patch: &mut Patch, owner: Option<(&str, &ClerkId)>) {
     let Some((column, owner)) = owner else { return };
     let says_nobody = |field: Field| patch.get(field).is_none_or(|said| *said == Value::Null);
@@ -386,14 +386,14 @@ fn own(entity: &'static Entity, patch: &mut Patch, owner: Option<(&str, &ClerkId
     }
 }
 
-/// By what somebody is called whose id is none: as much of it as there is room for.
+/// A replacement for an invalid id: the invalid text, up to the maximum length.
 fn stand_in(entity: &'static Entity, id: Option<&RawValue>) -> Option<ClerkId> {
     let id = id.map(|raw| string(raw).unwrap_or_else(|| raw.get().to_owned()));
     let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| "(no id)".to_owned());
     ClerkId::new(entity, &id[..id.floor_char_boundary(MAX_ID_BYTES)])
 }
 
-/// What Clerk sends when an object is deleted, with nothing in it but the id.
+/// The event that Clerk sends when an object is deleted; it contains only the id.
 pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
     let entity = id.entity();
     let body = serde_json::json!({
@@ -405,7 +405,7 @@ pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
     Bytes::from(body.to_string())
 }
 
-/// What an object says of those inside of it, each once. One that cannot be read is left out: it has events of its own.
+/// The changes of the nested objects, each once. An unreadable nested object is left out: it has events of its own.
 fn nested(
     data: &Object<'_>,
     entity: &'static Entity,
@@ -437,7 +437,7 @@ fn nested(
     (changes, whole)
 }
 
-/// A body without what stands in `data` at these paths.
+/// The body without the members at these paths in `data`.
 fn without(paths: &[&[&str]], body: &[u8]) -> Bytes {
     let text = decoded(body);
     let paths: Vec<Vec<&str>> = paths.iter().map(|path| [&["data"], *path].concat()).collect();
@@ -445,7 +445,7 @@ fn without(paths: &[&[&str]], body: &[u8]) -> Bytes {
     Bytes::from(pruned(&storable(&text), &paths, &[], MOST_LEVELS).into_owned())
 }
 
-/// Fill in what is known of the event as early as possible, so that even an unusable one is kept under its user.
+/// Fill in the known parts of the event as early as possible, so that even an unusable event is stored under its user.
 fn read_envelope(
     envelope: &Object<'_>,
     event: &mut Event,
@@ -464,7 +464,7 @@ fn read_envelope(
         .and_then(|name| string(name))
         .filter(|name| (1..=MAX_TYPE_BYTES).contains(&name.len()))
     else {
-        // Nobody knows what `data.id` names, so it is kept under nobody, and an erasure looks into the body.
+        // Without a type, the kind of `data.id` is unknown. Such an event is stored without an id, and an erasure searches its body.
         return Err("the envelope has no usable `type`".into());
     };
     event.delivery.event_type = Some(event_type.clone());
@@ -488,7 +488,7 @@ fn read_envelope(
         let before = event.unread.len();
         let patch = read_patch(&data, entity, selection.fields(entity), &mut event.unread);
         if event.unread.len() > before && patch.is_empty() && created_at.or(updated_at).is_none() {
-            return Err("nothing of `data` but its id can be read".into());
+            return Err("no field of `data` except its id can be read".into());
         }
         has_its_parents(entity, &patch)?;
         News::Upsert { patch, created_at }
@@ -501,19 +501,19 @@ fn read_envelope(
     Ok(Content::Change(Change {
         clerk_id,
         version: Version::at(updated_at.unwrap_or(event_at), event_at, tie),
-        // The deletion itself stores no actor: it would be the first thing to erase.
+        // A deletion stores no actor: the erasure would have to remove it first.
         actor: if deletion { None } else { read_actor(envelope) },
         news,
     }))
 }
 
-/// Zero stands for no time at all, and would be older than whatever is stored. A time more than a day ahead of us is a
-/// mistake, and would freeze the user until then.
+/// Zero means no time, and would be older than any stored version. A time more than a day ahead is a mistake, and would block the
+/// user's updates until then.
 fn plausible(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     at > DateTime::UNIX_EPOCH && at - now <= TimeDelta::days(1)
 }
 
-/// A time that stands beside the fields, if it can be read and is one that `fits`; else it is as if it were absent.
+/// A time next to the fields, if it can be read and `fits`; otherwise it counts as absent.
 fn time_of(
     object: &Object<'_>,
     name: &'static str,
@@ -528,8 +528,8 @@ fn time_of(
     time
 }
 
-/// The allow-listed fields of an object; anything else in `data` is not even looked at. What cannot be read or stored is left
-/// out, and named.
+/// The allow-listed fields of an object; nothing else in `data` is read. Values that cannot be read or stored are left out and
+/// named.
 fn read_patch(
     data: &Object<'_>,
     entity: &'static Entity,
@@ -539,7 +539,7 @@ fn read_patch(
     let mut patch = Patch::default();
     for field in fields.of(entity) {
         match read_field(data, field, fields) {
-            // Clerk writes an empty text where a payer is the other kind.
+            // Clerk writes an empty text for a payer of the other kind.
             Ok(Some(value)) if field.is_optional && matches!(value.text(), None | Some("")) => {
                 patch.set(field, Value::Null);
             }
@@ -557,7 +557,7 @@ fn is_id_of(entity: &'static Entity, value: &Value) -> bool {
     value.text().is_some_and(|id| ClerkId::new(entity, id).is_some())
 }
 
-/// An object belongs to each of its parents: no cascade and no erasure would find it without them.
+/// An object needs the ids of all its parents; otherwise cascades and erasures would not find it.
 fn has_its_parents(entity: &'static Entity, patch: &Patch) -> Usable<()> {
     let is_missing = |field: &Field| !field.is_optional && patch.get(*field).is_none();
     let Some((field, _)) = entity.parents().find(|(field, _)| is_missing(field)) else {
@@ -570,7 +570,7 @@ fn has_its_parents(entity: &'static Entity, patch: &Patch) -> Usable<()> {
     Err(format!("`{place}` is not a string of 1 to {MAX_ID_BYTES} bytes"))
 }
 
-/// A value that is there and cannot be read, or be kept by every database.
+/// A value that is present but cannot be read, or cannot be stored in every database.
 struct Unreadable;
 
 type Readable<T> = Result<T, Unreadable>;
@@ -594,14 +594,15 @@ fn read_field(data: &Object<'_>, field: Field, fields: FieldSet) -> Readable<Opt
         }
         Place::PrimaryIsVerified { id, list, member } => {
             let Some(entry) = primary(data, id, list)? else { return Ok(None) };
-            // Of an address that stays as it is this says nothing.
+            // An unreadable address keeps its stored value, so the flag that describes the address stays too.
             indexed(entry.as_ref(), member)?;
             Ok(Some(entry.map_or(Value::Null, |entry| Value::Bool(is_verified(&entry)))))
         }
     }
 }
 
-/// The object as it came, but for secrets, and for private metadata: its own only if that is allowed, that of objects inside never.
+/// The object as received, without secrets. Its own private metadata stays only if the allow-list has it; that of nested objects
+/// never does.
 fn raw(data: &Object<'_>, entity: &'static Entity, fields: FieldSet) -> Readable<Value> {
     let keeps_private = entity.named(PRIVATE).is_some_and(|field| fields.contains(field));
     let text = written(data, |name, value| {
@@ -613,10 +614,10 @@ fn raw(data: &Object<'_>, entity: &'static Entity, fields: FieldSet) -> Readable
     if fits_every_store(&text) { Ok(Value::Json(text)) } else { Err(Unreadable) }
 }
 
-/// A text of JSON without the members at the ends of these paths through objects and lists, and without those of these names, wherever
-/// they stand. It goes by the text, because a parsed value loses large numbers, and takes some names for its own.
+/// JSON text without the members at the ends of these paths through objects and lists, and without members with these names at
+/// any depth. This works on the text, because a parsed value loses large numbers and treats some names specially.
 fn pruned<'a>(text: &'a str, paths: &[&[&str]], names: &[&str], levels: usize) -> Cow<'a, str> {
-    // A name can be written with escapes.
+    // A name may contain escapes.
     let may_have_a_name = || text.contains('\\') || names.iter().any(|name| text.contains(name));
     if paths.is_empty() && !may_have_a_name() {
         return Cow::Borrowed(text);
@@ -632,7 +633,7 @@ fn pruned<'a>(text: &'a str, paths: &[&[&str]], names: &[&str], levels: usize) -
     Cow::Owned(format!("[{}]", entries.join(",")))
 }
 
-/// An object as text, of the members for which there is one.
+/// An object as text, with the members for which `text_of` returns a text.
 fn written<'a>(data: &Object<'a>, text_of: impl Fn(&str, &'a RawValue) -> Option<Cow<'a, str>>) -> String {
     let members = data.iter().filter_map(|(Name(name), value)| {
         Some(format!("{}:{}", serde_json::Value::from(&**name), text_of(name, value)?))
@@ -640,7 +641,7 @@ fn written<'a>(data: &Object<'a>, text_of: impl Fn(&str, &'a RawValue) -> Option
     format!("{{{}}}", members.collect::<Vec<_>>().join(","))
 }
 
-/// The same of a member; `None` if it goes.
+/// The text of a pruned member; `None` if the member is removed.
 fn pruned_member<'a>(
     name: &str,
     value: &'a RawValue,
@@ -663,8 +664,8 @@ fn at<'a>(data: &Object<'a>, path: &[&str]) -> Readable<Option<&'a RawValue>> {
     }
 }
 
-/// The entry of `list` that the member `id_field` points to, which need not be the first. `None` if the event says nothing of
-/// it; nothing in it if there is none, because the id is null or dangles.
+/// The entry of `list` whose id is in the member `id_field`; it need not be the first. `None` if the event does not contain these
+/// members; `Some(None)` if there is no such entry, because the id is null or dangles.
 #[expect(clippy::option_option, reason = "absent, null and present are three things")]
 fn primary<'a>(data: &Object<'a>, id_field: &str, list: &str) -> Readable<Option<Option<Object<'a>>>> {
     let Some(id) = data.get(id_field) else { return Ok(None) };
@@ -678,7 +679,7 @@ fn primary<'a>(data: &Object<'a>, id_field: &str, list: &str) -> Readable<Option
     Ok(Some(entries.unwrap_or_default().into_iter().filter_map(|entry| object(entry.get())).find(named)))
 }
 
-/// An address or a number, which there is an index on, ours or the application's.
+/// An address or a number, which clerk-sync or the application may index.
 fn indexed(entry: Option<&Object<'_>>, name: &str) -> Readable<Value> {
     let value =
         entry.and_then(|entry| entry.get(name)).map_or(Ok(Value::Null), |raw| value(raw, Holds::Text))?;
@@ -703,10 +704,10 @@ fn read_actor(envelope: &Object<'_>) -> Option<Actor> {
     (actor.ip.is_some() || actor.user_agent.is_some()).then_some(actor)
 }
 
-/// The members of an object, each as it is written. Of repeated names the last one counts, as everywhere in JSON.
+/// The members of an object, each as written. If a name repeats, the last one counts, as usual in JSON.
 type Object<'a> = BTreeMap<Name<'a>, &'a RawValue>;
 
-/// A member's name, which is copied only if it has escapes: a body has dozens.
+/// A member's name, copied only if it contains escapes: a body has dozens of names.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -769,7 +770,7 @@ mod tests {
         parsed_with(body, USER.selectable().collect())
     }
 
-    /// A user.updated with this in `data`.
+    /// A `user.updated` event with these members in `data`.
     fn updated(data: &str) -> String {
         format!(
             r#"{{"type":"user.updated","timestamp":{NOW},"data":{{"id":"user_1","updated_at":{NOW},{data}}}}}"#
@@ -825,7 +826,7 @@ mod tests {
             email(&format!(r#""primary_email_address_id":"b",{list}"#)),
             (Some(text("primary@example.com")), verified)
         );
-        // Unverified; dangling; none; nothing said of the id; nothing said of the list.
+        // Unverified; dangling; null; id absent; list absent.
         assert_eq!(
             email(&format!(r#""primary_email_address_id":"a",{list}"#)),
             (Some(text("first@example.com")), Some(Value::Bool(false)))
@@ -863,7 +864,7 @@ mod tests {
         let ahead = |milliseconds: i64| format!(r#""updated_at":{},"#, NOW + milliseconds);
         assert_eq!(version(&timestamp, &ahead(a_day)), (NOW + a_day, envelope));
         assert_eq!(version(&timestamp, &ahead(a_day + 1)), (envelope, envelope));
-        // Published examples have seconds.
+        // Published examples use seconds.
         assert_eq!(version(r#""timestamp":1716883199,"#, ""), (NOW - 1000, NOW - 1000));
         assert_eq!(version("", ""), (NOW, NOW));
         assert_eq!(version(r#""timestamp":99999999999999,"#, ""), (NOW, NOW));
@@ -894,7 +895,7 @@ mod tests {
             (r#"{"a":{"url":1,"b":1e400},"url":2}"#, r#"{"a":{"b":1e400},"url":2}"#),
             (r#"{"a":[{"url":1},{"url":2,"c":3}]}"#, r#"{"a":[{},{"c":3}]}"#),
             (r#"{"b":[[{"nonce":1}]],"n\u006fnce":2}"#, r#"{"b":[[{}]]}"#),
-            // Names by which a parser of ours tells numbers and texts from objects.
+            // Names by which the parser distinguishes numbers and raw texts from objects.
             (
                 r#"{"a":1,"b":{"$serde_json::private::Number":"x"}}"#,
                 r#"{"a":1,"b":{"$serde_json::private::Number":"x"}}"#,
@@ -942,7 +943,7 @@ mod tests {
             (r#"{"type":"user.created","data":{}}"#, "`data.id`"),
             (r#"{"type":"user.updated","data":{"id":17}}"#, "`data.id`"),
             (r#"{"type":"user.deleted","data":{"id":17}}"#, "`data.id`"),
-            (r#"{"type":"user.updated","data":{"id":"user_1","first_name":7}}"#, "nothing of `data`"),
+            (r#"{"type":"user.updated","data":{"id":"user_1","first_name":7}}"#, "no field of `data`"),
         ] {
             assert!(unusable(body).contains(reason), "{body}: {}", unusable(body));
             assert_eq!(parsed(body).delivery.payload, body.as_bytes());
@@ -1141,7 +1142,7 @@ mod tests {
         assert_eq!(found.iter().map(usable).collect::<Vec<_>>(), [false, false, false, false, true]);
         assert!(page("[]").is_some_and(|found| found.is_empty()));
         for other in ["{}", r#"[{"name":"main"}]"#, r#"[{"id":"user_1"},17]"#] {
-            assert!(page(other).is_none(), "{other} is no list of users");
+            assert!(page(other).is_none(), "{other} is not a list of users");
         }
     }
 

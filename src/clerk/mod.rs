@@ -1,8 +1,8 @@
-//! Their words: what Clerk and Svix put on the wire, and nothing about how we keep it.
+//! The wire formats of Clerk and Svix, independent of how clerk-sync stores data.
 //!
-//! `signature` turns headers and raw bytes into [`Verified`](signature::Verified), the only thing that
-//! `event` parses. `api` reads users from the Backend API. `addresses` says where it may come from, and `sample` writes what
-//! Clerk would send, for trying things out.
+//! `signature` turns headers and raw bytes into [`Verified`](signature::Verified), the only input that `event` parses. `api`
+//! reads objects from the Backend API. `addresses` lists the addresses that Svix sends from, and `sample` writes events like
+//! Clerk's for experiments.
 
 pub mod addresses;
 pub mod api;
@@ -16,5 +16,5 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-/// Tells the time. Only `cli` knows where it comes from.
+/// Returns the current time. Only `cli` knows its source.
 pub type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;

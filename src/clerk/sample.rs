@@ -1,4 +1,4 @@
-//! Sample events, shaped as Clerk sends them, for trying things out. The people in them are invented.
+//! Sample events in Clerk's format, for experiments. The people in them are invented.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -9,27 +9,27 @@ use crate::{
     model::{Entity, Meaning, Place},
 };
 
-/// The types that there are samples of: of every kind that can be synced, and two that never are.
+/// Event types that have a sample: those of every kind that can be synced, and one that never is.
 pub fn types() -> Vec<&'static str> {
     let synced = entity::ALL.iter().flat_map(|entity| entity.event_types());
     synced.chain(["email.created"]).collect()
 }
 
-/// The instance of Clerk that made-up people are of: none that there is. A database that remembers it has some in it.
+/// The instance of invented users; Clerk has no such instance. A database pinned to it contains invented users.
 pub const INSTANCE: &str = "ins_sample";
 
-/// Characters of the ids that Clerk and Svix make.
+/// The characters in ids of Clerk and Svix.
 const ID_CHARACTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// An id such as `user_29w83sxmDNGwOuEthce5gg56FcC`, of 27 random characters behind the prefix.
+/// An id such as `user_29w83sxmDNGwOuEthce5gg56FcC`: the prefix and 27 random characters.
 pub fn id(prefix: &str, mut random: impl FnMut() -> u8) -> String {
     let mut id = String::from(prefix);
     id.extend((0..27).map(|_| char::from(ID_CHARACTERS[usize::from(random()) % ID_CHARACTERS.len()])));
     id
 }
 
-/// The body of an event about this user; `None` if there is no sample of the type. It names no instance, as old deliveries
-/// do: so it can be tried on any service that has the secret, and decides nothing for the events of Clerk.
+/// The body of an event about this user; `None` if the type has no sample. Like old deliveries, it names no instance. So any
+/// service with the secret accepts it, and it does not affect events from Clerk.
 pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String> {
     let data = match event_type {
         "user.created" => user(user_id, "Byron", at, at),
@@ -50,13 +50,13 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
     Some(event.to_string())
 }
 
-/// An object that belongs to this user: its id, and those of its parents, are made of the user's.
+/// An object that belongs to this user. Its id and its parents' ids are derived from the user's.
 fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime<Utc>) -> Value {
     let id = |entity: &Entity| user_id.replacen(USER.id_prefix, entity.id_prefix, 1);
     let is_new = event_type == entity.events[0];
     let created = if is_new { at } else { at - TimeDelta::minutes(1) };
     let mut data = json!({ "id": id(entity), "object": entity.kind });
-    // What goes with others is shown whole when it is gone.
+    // The deletion event of a child shows the whole object.
     if entity.meaning(event_type) == Some(Meaning::Delete) && !entity.has_parents() {
         data["deleted"] = true.into();
         return data;
@@ -65,7 +65,7 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
     for field in entity.selectable() {
         let said = field.samples[usize::from(!is_new)];
         let value = match field.parent {
-            // Of several that it may belong to it belongs to the first.
+            // Of several possible owners, the object belongs to the first.
             Some(_) if field.is_optional && has_owner => Value::Null,
             Some(parent) => id(parent).into(),
             None => serde_json::from_str(said).unwrap_or_default(),
@@ -76,7 +76,7 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
             _ => &[field.name()],
         };
         let place = path.iter().fold(&mut data, |inside, name| &mut inside[*name]);
-        // What stands inside of it may be there already.
+        // A member inside it may exist already.
         if place.is_null() {
             *place = value;
         }
@@ -150,7 +150,7 @@ fn user(id: &str, last_name: &str, created: DateTime<Utc>, updated: DateTime<Utc
     })
 }
 
-/// An address of a domain that is reserved for examples, different for every user.
+/// An address in a domain reserved for examples, different for every user.
 fn address(user_id: &str) -> String {
     let end = user_id.get(user_id.len().saturating_sub(6)..).unwrap_or("someone").to_lowercase();
     format!("ada.{end}@example.com")

@@ -1,7 +1,7 @@
-//! Proof that a webhook is genuine: Svix's scheme, which is Standard Webhooks under another name.
+//! Proof that a webhook is genuine: Svix's scheme, which is Standard Webhooks with other header names.
 //!
-//! HMAC-SHA256 over `{id}.{timestamp}.{raw body}`, with every byte as it was received. Nothing of the body is
-//! parsed before the proof, and [`Verified`] cannot be made in any other way.
+//! HMAC-SHA256 over `{id}.{timestamp}.{raw body}`, with every byte as received. No part of the body is parsed before the proof,
+//! and only a proof creates [`Verified`].
 //!
 //! Source: <https://docs.svix.com/receiving/verifying-payloads/how-manual>,
 //! <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>.
@@ -20,16 +20,16 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::model::SvixId;
 
-/// Svix's own tolerance, in seconds, before and after.
+/// Svix's own tolerance in seconds, in both directions.
 pub const DEFAULT_TOLERANCE_SECONDS: u32 = 300;
 
-/// Entries of one `svix-signature` header that are looked at. Svix sends one per active secret.
+/// The most entries of one `svix-signature` header that are checked. Svix sends one per active secret.
 const MAX_SIGNATURES: usize = 32;
 
-/// What stands around values in files, and in chats that make them rounder.
+/// Quotation marks around values in files, including the curly ones that chat programs insert.
 pub const QUOTES: [char; 9] = ['"', '\'', '`', '“', '”', '„', '‘', '’', '«'];
 
-/// Keys as Svix writes them, padding optional.
+/// Keys in Svix's format; the padding is optional.
 const KEY: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -39,7 +39,7 @@ const KEY: GeneralPurpose = GeneralPurpose::new(
 #[derive(Clone, Debug)]
 pub struct Secret(SecretSlice<u8>);
 
-/// Why a secret cannot be used. Never shows the secret.
+/// Why a secret cannot be used. Never contains the secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     #[error("it is in quotes, which would count as part of it")]
@@ -50,9 +50,9 @@ pub enum SecretError {
     Address,
     #[error("it is the id of an endpoint")]
     EndpointId,
-    #[error("it is a secret that was encoded in base64 once more")]
+    #[error("it is a secret that was base64-encoded twice")]
     EncodedTwice,
-    #[error("it is one character again and again, as in a template")]
+    #[error("it repeats a single character, like a placeholder")]
     Placeholder,
     #[error("the part after `whsec_` is not base64")]
     NotBase64,
@@ -66,7 +66,7 @@ impl Secret {
     /// Read `whsec_<base64>`; the prefix may be missing.
     ///
     /// # Errors
-    /// If what follows the prefix is empty or not standard base64, or the whole is plainly something else.
+    /// If the part after the prefix is empty or not standard base64, or the text is clearly something else.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
         let text = text.trim();
         let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| text.starts_with(beginning));
@@ -87,7 +87,7 @@ impl Secret {
         if key.is_empty() {
             return Err(SecretError::Empty);
         }
-        // Also of one in quotes.
+        // Also detects an encoded secret in quotes.
         if key.strip_prefix(b"\"").or(key.strip_prefix(b"'")).unwrap_or(&key).starts_with(b"whsec_") {
             return Err(SecretError::EncodedTwice);
         }
@@ -97,7 +97,7 @@ impl Secret {
         Ok(Self(key.into()))
     }
 
-    /// Whether it is so short that it could be guessed. Those of Svix have 24 bytes.
+    /// Whether it is short enough to guess. Svix's secrets have 24 bytes.
     pub fn is_weak(&self) -> bool {
         self.0.expose_secret().len() < 16
     }
@@ -128,8 +128,8 @@ pub struct SignatureHeaders<'a> {
 }
 
 impl<'a> SignatureHeaders<'a> {
-    /// Pick the headers by name: all three `svix-*`, else all three `webhook-*`. The families are never mixed,
-    /// and a blank header counts as missing.
+    /// Select the headers by name: all three `svix-*`, otherwise all three `webhook-*`. The families are never mixed, and a blank
+    /// header counts as missing.
     ///
     /// # Errors
     /// [`Rejection::MissingHeaders`] if neither family is complete.
@@ -144,7 +144,7 @@ impl<'a> SignatureHeaders<'a> {
     }
 }
 
-/// Why a request was not believed.
+/// Why a request was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Rejection {
@@ -173,7 +173,7 @@ impl Rejection {
     }
 }
 
-/// A body whose sender knew one of our secrets.
+/// A body whose sender knows one of the configured secrets.
 #[derive(Debug)]
 pub struct Verified {
     svix_id: SvixId,
@@ -182,7 +182,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// A body that was verified when it came, and has been kept by us since. For nothing else.
+    /// A body that was verified on arrival, and that clerk-sync has stored since. Do not use it for any other body.
     pub(crate) fn kept(svix_id: SvixId, attempted_at: DateTime<Utc>, body: Bytes) -> Self {
         Self { svix_id, attempted_at, body }
     }
@@ -192,7 +192,7 @@ impl Verified {
         &self.svix_id
     }
 
-    /// When Svix made this attempt; says nothing about when the event happened.
+    /// When Svix made this attempt, which is not when the event happened.
     pub fn attempted_at(&self) -> DateTime<Utc> {
         self.attempted_at
     }
@@ -203,7 +203,7 @@ impl Verified {
     }
 }
 
-/// Checks signatures against any of several secrets, within a tolerance.
+/// Checks signatures against several secrets, within a tolerance.
 #[derive(Clone, Debug)]
 pub struct Verifier {
     secrets: Vec<Secret>,
@@ -211,15 +211,15 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Accept what any of `secrets` signed within `tolerance_seconds` of now, before or after.
+    /// Accept bodies that any of `secrets` signed within `tolerance_seconds` before or after the current time.
     pub fn new(secrets: Vec<Secret>, tolerance_seconds: u32) -> Self {
         Self { secrets, tolerance: TimeDelta::seconds(tolerance_seconds.into()) }
     }
 
-    /// Look at the headers, before the body is there.
+    /// Check the headers before the body arrives.
     ///
     /// # Errors
-    /// The first [`Rejection`] in the order: headers, form of the timestamp, its distance.
+    /// The first [`Rejection`] in this order: headers, format of the timestamp, distance of the timestamp.
     pub fn expect<'a>(
         &'a self,
         headers: &SignatureHeaders<'a>,
@@ -258,7 +258,7 @@ impl Verifier {
     }
 }
 
-/// A request of which only the signature is still to be checked, for which its body is needed.
+/// A request whose headers are valid; only the signature remains to be checked, which needs the body.
 #[derive(Clone, Debug)]
 pub struct Expected<'a> {
     verifier: &'a Verifier,
@@ -268,7 +268,7 @@ pub struct Expected<'a> {
 }
 
 impl Expected<'_> {
-    /// Believe the body, or not.
+    /// Check the signature of the body.
     ///
     /// # Errors
     /// [`Rejection::InvalidSignature`].
@@ -296,7 +296,7 @@ mod tests {
     /// secret, id, timestamp, body, signature
     type Vector = (&'static str, &'static str, i64, String, &'static str);
 
-    /// Published by Svix and Standard Webhooks, in their docs and in the tests of their libraries.
+    /// Published by Svix and Standard Webhooks in their docs and library tests.
     fn vectors() -> Vec<Vector> {
         vec![
             (
@@ -389,7 +389,7 @@ mod tests {
             let result = verify(&[secret], id, text, signature, &body, timestamp);
             assert_eq!(result, Err(Rejection::InvalidTimestamp), "{text}");
         }
-        // A different spelling of the same second is another signed text.
+        // Another spelling of the same second changes the signed text.
         let padded = format!("0{timestamp}");
         assert_eq!(
             verify(&[secret], id, &padded, signature, &body, timestamp),

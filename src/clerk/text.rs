@@ -1,21 +1,21 @@
 //! JSON text that any store can hold.
 //!
-//! `\u0000` and lone surrogates are legal in signed JSON and refused by databases. A client may write them into
-//! its own metadata, so they must not be able to freeze a user: both become U+FFFD, the replacement character. Metadata with
-//! numbers or nesting that not every database can hold does not get past [`fits_every_store`].
+//! Signed JSON may contain `\u0000` and lone surrogates, but databases refuse them. A client may write them into its own
+//! metadata, so they must not block the updates of a user: both become U+FFFD, the replacement character. [`fits_every_store`]
+//! rejects metadata with numbers or nesting that some database cannot hold.
 
 use std::borrow::Cow;
 
-/// A body as text; what is no UTF-8 becomes U+FFFD.
+/// A body as text; invalid UTF-8 becomes U+FFFD.
 pub(super) fn decoded(body: &[u8]) -> Cow<'_, str> {
-    // Nearly always valid, and this check is many times faster than the repair.
+    // Bodies are nearly always valid, and this check is many times faster than the repair.
     str::from_utf8(body).map_or_else(|_| String::from_utf8_lossy(body), Cow::Borrowed)
 }
 
 const REPLACEMENT: &str = r"\ufffd";
 
-/// Replace every escaped NUL and every escaped lone surrogate, in keys and in values.
-/// Borrows if there is nothing to do, which is nearly always.
+/// Replace every escaped NUL and every escaped lone surrogate, in keys and in values. Borrows if there is nothing to replace,
+/// which is nearly always the case.
 pub(super) fn storable(json: &str) -> Cow<'_, str> {
     let bytes = json.as_bytes();
     let mut clean = String::new();
@@ -47,14 +47,14 @@ pub(super) fn storable(json: &str) -> Cow<'_, str> {
     Cow::Owned(clean)
 }
 
-/// How deep metadata may be nested: deeper is read by hardly any program, ours included.
+/// How deep metadata may be nested: hardly any program, clerk-sync included, reads deeper JSON.
 const MOST_NESTED: usize = 127;
 
-/// How many digits a number of metadata may have before the point, and how many behind it, written out without an exponent.
-/// The largest floating point number has 309 and the smallest 324. PostgreSQL holds more, but writes each of them out.
+/// How many digits a number in metadata may have before the point, and how many after it, written without an exponent. The
+/// largest floating-point number has 309 and the smallest 324. PostgreSQL holds more, but writes out each digit.
 const MOST_DIGITS: i64 = 1_000;
 
-/// Whether every database can hold this JSON, and give it back at no more than a fair multiple of its length.
+/// Whether every database can hold this JSON and return it at no more than a fair multiple of its length.
 pub(super) fn fits_every_store(json: &str) -> bool {
     let bytes = json.as_bytes();
     let (mut depth, mut at) = (0_usize, 0);
@@ -88,7 +88,7 @@ pub(super) fn fits_every_store(json: &str) -> bool {
     true
 }
 
-/// From one quotation mark to the other.
+/// The length of a string, including both quotation marks.
 fn length_of_string(bytes: &[u8]) -> usize {
     let mut at = 1;
     while let Some(next) = bytes.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
@@ -101,7 +101,7 @@ fn length_of_string(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// Whether a number can be written out in [`MOST_DIGITS`] on either side of its point.
+/// Whether a number can be written with at most [`MOST_DIGITS`] on either side of its point.
 fn is_writable(number: &str) -> bool {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, fraction) = mantissa.trim_start_matches('-').split_once('.').unwrap_or((mantissa, ""));

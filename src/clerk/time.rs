@@ -1,16 +1,15 @@
-//! Times as they are met in bodies of Clerk: milliseconds on the wire, seconds in published examples, and text in what
-//! passed through somebody's hands.
+//! Times in Clerk's bodies: milliseconds on the wire, seconds in published examples, and text in bodies that other software has
+//! rewritten.
 
 use chrono::{DateTime, Utc};
 
 use crate::model::object::Decimal;
 
-/// Below this a number is in seconds: as milliseconds it would be a day of 1973 or before. What lies before 1970 is in
-/// milliseconds.
+/// A smaller number is in seconds: as milliseconds it would be in 1973 or earlier. A negative number is in milliseconds.
 const FIRST_MILLISECONDS: i64 = 100_000_000_000;
 
-/// The time that this JSON says, be it a whole number, however it is spelt, or RFC 3339 text. `None` if it says none, or
-/// one of a year that not every store can hold. What is finer than a millisecond is cut off.
+/// The time in this JSON: a whole number in any notation, or RFC 3339 text. `None` for anything else, and for years that some
+/// store cannot hold. Fractions of a millisecond are cut off.
 pub(super) fn instant(json: &str) -> Option<DateTime<Utc>> {
     if json.starts_with('"') {
         let text: String = serde_json::from_str(json).ok()?;
@@ -20,14 +19,14 @@ pub(super) fn instant(json: &str) -> Option<DateTime<Utc>> {
     within_years(if (0..FIRST_MILLISECONDS).contains(&number) { number * 1000 } else { number })
 }
 
-/// Unix milliseconds within the years that every store can hold.
+/// A time from Unix milliseconds, within the years that every store can hold.
 fn within_years(milliseconds: i64) -> Option<DateTime<Utc>> {
     const YEAR_1: i64 = -62_135_596_800_000;
     const YEAR_9999: i64 = 253_402_300_799_999;
     (YEAR_1..=YEAR_9999).contains(&milliseconds).then(|| DateTime::from_timestamp_millis(milliseconds))?
 }
 
-/// A number without a fraction, exactly: `17`, `17.0`, `1.7e1`. `None` if it has one, or too many digits for a time.
+/// A number without a fraction, exactly: `17`, `17.0`, `1.7e1`. `None` if it has a fraction, or too many digits for a time.
 fn whole(number: &str) -> Option<i64> {
     const MOST_DIGITS: usize = 18;
     let Decimal { negative, digits, power } = Decimal::parse(number)?;

@@ -1,4 +1,4 @@
-//! Nothing is reported: the program was built without the feature `sentry`.
+//! No error reports: the program was built without the feature `sentry`.
 
 use std::time::Duration;
 
@@ -10,5 +10,5 @@ pub(super) fn reporter(_: &Sentry) -> Result<Identity, &'static str> {
     Err("this program was built without the feature `sentry`")
 }
 
-#[expect(clippy::unused_async, reason = "with the feature there is something to wait for")]
+#[expect(clippy::unused_async, reason = "the version with the feature awaits")]
 pub(super) async fn finish(_: Duration) {}

@@ -1,5 +1,5 @@
-//! Text that somebody else wrote, as people may be shown it: names and ids can hold characters that nobody sees, and that
-//! turn around or hide what stands beside them. They are written out, as `\u202e`.
+//! Makes text from other people safe to show. Names and ids may contain characters that are invisible, or that reverse or hide
+//! the text around them. These are escaped, as in `\u202e`.
 
 use std::{
     borrow::Cow,
@@ -9,8 +9,8 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Whether nobody sees this character, or it turns around what they see: what Unicode calls default ignorable, ends of lines
-/// and paragraphs of its own, and annotations.
+/// Whether the character is invisible or reverses text: Unicode's default-ignorable characters, its line and paragraph
+/// separators, and annotation characters.
 pub fn is_hidden(character: char) -> bool {
     matches!(character,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
@@ -19,7 +19,7 @@ pub fn is_hidden(character: char) -> bool {
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// The text with these characters written out as JSON has them, so that JSON stays JSON.
+/// The text with these characters escaped as in JSON, so that JSON stays valid.
 pub fn written_out(text: &str, which: impl Fn(char) -> bool) -> Cow<'_, str> {
     if !text.contains(&which) {
         return Cow::Borrowed(text);
@@ -37,8 +37,8 @@ pub fn written_out(text: &str, which: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// A page of HTML in which no such character stands, nor one that steers: in a text it is written out, in an attribute it is
-/// named if it has a name there.
+/// An HTML page without such characters, and without control characters. In a text they are escaped. In a tag, hidden characters
+/// become character references; control characters cannot be referenced and are escaped.
 pub fn html(page: String) -> String {
     let steers = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
     if !page.contains(|character| is_hidden(character) || steers(character)) {
@@ -63,7 +63,7 @@ pub fn html(page: String) -> String {
     plain
 }
 
-/// Where a log is written, without such characters.
+/// A log writer that escapes such characters.
 pub(super) struct Plain<W>(pub(super) W);
 
 impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Plain<W> {
@@ -75,9 +75,9 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Plain<W> {
 }
 
 impl<W: Write> Write for Plain<W> {
-    /// A line comes whole.
+    /// Each call gets a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // The others below are the formatter's to write out; it colours with one of them.
+        // The formatter escapes lower control characters itself; it uses one of them for colours.
         let steers = |character| is_hidden(character) || matches!(character, '\u{7f}'..='\u{9f}');
         match str::from_utf8(line) {
             Ok(text) if text.contains(steers) => {

@@ -1,6 +1,6 @@
-//! What the process itself takes up, under the names that Prometheus' own clients use.
+//! Resource usage of the process, under the names that Prometheus' own clients use.
 //!
-//! What a system does not tell is left out.
+//! Values that the system does not report are left out.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::{PROCESS_CPU, PROCESS_MAX_FDS, PROCESS_MEMORY, PROCESS_OPEN_FDS, number};
 
-/// Look once.
+/// Read the current values.
 pub(super) fn look() {
     let cpu = clock_gettime(ClockId::ProcessCPUTime);
     counter!(PROCESS_CPU).absolute(cpu.tv_sec.try_into().unwrap_or_default());
@@ -17,7 +17,7 @@ pub(super) fn look() {
         gauge!(PROCESS_MEMORY).set(number(memory));
     }
     if let Ok(open) = fs::read_dir("/dev/fd") {
-        // One of them is the directory that is being read.
+        // One of them is the directory being read.
         gauge!(PROCESS_OPEN_FDS).set(number(open.count().saturating_sub(1) as u64));
     }
     if let Ok(most) = rlimit::Resource::NOFILE.get_soft() {

@@ -1,9 +1,9 @@
-//! Errors, reported to Sentry: what our log tells at the level ERROR, panics included.
+//! Reports errors to Sentry: the log's lines at level ERROR, including panics.
 //!
-//! A report has our own sentence, the fields of it that are listed here, and the tags `event_type` and `svix_id` where it is
-//! about a delivery. There never are bodies, headers, addresses, local variables, the name of the machine or anybody's
-//! data, whatever the log should come to say. Reports are few: more than a minute's worth is only logged. They are sent by
-//! a task of their own, which nobody waits for but the end of the process, and that not for long.
+//! A report contains clerk-sync's own message, those of its fields that are listed here, and the tags `event_type` and `svix_id`
+//! if it concerns a delivery. It never contains bodies, headers, addresses, local variables, the name of the machine or personal
+//! data, whatever the log may contain. Reports are limited per minute; any further errors are only logged. A separate task sends
+//! them. Only the end of the process waits for it, and only briefly.
 
 use std::{
     borrow::Cow,
@@ -36,23 +36,23 @@ use crate::http_client;
 
 const OUR_RELEASE: &str = concat!("clerk-sync@", env!("CARGO_PKG_VERSION"));
 
-/// Reports in a minute.
+/// The most reports per minute.
 const A_MINUTE: NonZeroU32 = NonZeroU32::new(60).expect("more than none");
 
-/// Reports that wait to be sent. What is more is dropped.
+/// The most reports that wait to be sent. Further ones are dropped.
 const WAITING: usize = 64;
 
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long Sentry is left alone that asks for it without saying for how long.
+/// How long we pause if Sentry asks for a pause without a duration.
 const REST: Duration = Duration::from_mins(1);
 
 const LONGEST_REST: Duration = Duration::from_hours(1);
 
-/// Fields that become tags, by which one can search.
+/// Fields that become tags, which are searchable.
 const TAGS: [(&str, &str); 2] = [("event", "event_type"), ("svix_id", "svix_id")];
 
-/// Fields that are told beside the sentence: in them stand our own words, names of routes and tables, and numbers.
+/// Fields that are sent with the message: they contain only clerk-sync's words, names of routes and tables, and numbers.
 const FIELDS: [&str; 11] = [
     "error",
     "reason",
@@ -70,17 +70,19 @@ const FIELDS: [&str; 11] = [
 static QUEUE: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
 
 enum Job {
-    /// An envelope, as it is sent.
+    /// An envelope, ready to be sent.
     Send(Vec<u8>),
-    /// Tell when everything before is sent.
+    /// Notify when all earlier jobs are done.
     Finish(oneshot::Sender<()>),
 }
 
-/// What turns errors of the log into reports. To be called inside a runtime.
+/// Creates the layer that turns logged errors into reports. Call it inside a runtime.
 pub(super) fn reporter(sentry: &Sentry) -> Result<Reporter, &'static str> {
-    let dsn: Dsn = sentry.dsn.expose_secret().parse().map_err(|_| "SENTRY_DSN cannot be understood")?;
-    let client =
-        http_client::builder().timeout(SEND_WITHIN).build().map_err(|_| "the HTTP client cannot be made")?;
+    let dsn: Dsn = sentry.dsn.expose_secret().parse().map_err(|_| "SENTRY_DSN is not a valid DSN")?;
+    let client = http_client::builder()
+        .timeout(SEND_WITHIN)
+        .build()
+        .map_err(|_| "the HTTP client cannot be created")?;
     let (queue, jobs) = mpsc::channel(WAITING);
     tokio::spawn(send_all(jobs, client, dsn.clone()));
     let _ = QUEUE.set(queue.clone());
@@ -97,7 +99,7 @@ pub(super) fn reporter(sentry: &Sentry) -> Result<Reporter, &'static str> {
     Ok(Reporter { client, limiter: RateLimiter::direct(Quota::per_minute(A_MINUTE)) })
 }
 
-/// Send what is still here, within this time.
+/// Send the waiting reports within this time.
 pub(super) async fn finish(within: Duration) {
     if let Some(queue) = QUEUE.get() {
         let (done, finished) = oneshot::channel();
@@ -129,7 +131,7 @@ impl<S: Subscriber> Layer<S> for Reporter {
     }
 }
 
-/// What is told of an error.
+/// The report of one error.
 struct Report(Event<'static>);
 
 impl Report {
@@ -167,7 +169,7 @@ impl Visit for Report {
     }
 }
 
-/// The report anew from what may be told, whatever our log said or the library put into it on the way.
+/// A new report with only the listed parts, whatever the log or the library added.
 fn only_what_is_listed(event: Event<'static>) -> Event<'static> {
     let is_tag = |name: &str| TAGS.iter().any(|(_, tag)| *tag == name);
     Event {
@@ -197,7 +199,7 @@ impl Transport for Way {
     }
 }
 
-/// Send what comes, one after another. What Sentry does not want now is dropped.
+/// Send reports one after another. Reports that Sentry refuses now are dropped.
 async fn send_all(mut jobs: mpsc::Receiver<Job>, client: reqwest::Client, dsn: Dsn) {
     let agent = concat!("clerk-sync/", env!("CARGO_PKG_VERSION"));
     let mut not_before = Instant::now();
@@ -230,8 +232,8 @@ async fn send_all(mut jobs: mpsc::Receiver<Job>, client: reqwest::Client, dsn: D
             not_before = Instant::now() + seconds.map_or(REST, Duration::from_secs).min(LONGEST_REST);
         }
         if !is_taken && !is_blocked {
-            // Not an error, or it would be reported.
-            tracing::warn!("Sentry does not take reports; they stand only in the log until it does");
+            // A warning, because an error would be reported again.
+            tracing::warn!("Sentry does not accept reports; errors are only logged until it does");
         }
         is_blocked = !is_taken;
     }

@@ -1,12 +1,12 @@
-//! Spans: of what a piece of work was part, and how long it took, for whoever collects traces.
+//! Spans for trace collectors: how long a piece of work took, and which larger piece it belongs to.
 //!
-//! A webhook is a trace: its request, what it puts into the queue and the outbox, who works on that, and which other
-//! systems are asked. Rows that wait keep where they belong, so that a trace goes on in another process. Names and
-//! attributes are those of OpenTelemetry's semantic conventions; what those have no name for is `clerk.…` and
-//! `clerk_sync.…`. Ids of deliveries and messages are told, and types; never people, secrets, bodies or paths at other
-//! systems, and nothing that a sender wrote before it was proven genuine.
+//! A webhook is a trace: its request, the rows that it puts into the queue and the outbox, the work on them, and the requests to
+//! other systems. Waiting rows store their trace context, so a trace continues in another process. Names and attributes follow
+//! OpenTelemetry's semantic conventions; attributes without a conventional name start with `clerk.` or `clerk_sync.`. Spans
+//! contain ids and types of deliveries and messages. They never contain people, secrets, bodies or paths at other systems, or
+//! text from a sender that is not verified yet.
 //!
-//! Spans are made by OpenTelemetry's API. As long as nothing exports them, as without the feature `otel`, there are none.
+//! Spans use OpenTelemetry's API. Without an exporter, as without the feature `otel`, no spans are created.
 
 #[cfg(feature = "otel")]
 mod otel;
@@ -27,32 +27,32 @@ use opentelemetry::{
 };
 use url::Url;
 
-/// The header that says where a request stands in a trace.
+/// The header with a request's trace context.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// What the names of the variables begin with that say where to export to.
+/// The variables that set the export endpoint.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
-/// Makes spans, once something exports them.
+/// Creates spans once an exporter exists.
 static TRACER: OnceLock<BoxedTracer> = OnceLock::new();
 
-/// Where a piece of work stands in a trace: a W3C `traceparent`, or nothing.
+/// The trace context of a piece of work: a W3C `traceparent`, or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext(Option<Box<str>>);
 
 impl TraceContext {
-    /// As a row kept it.
+    /// From a stored row.
     pub fn kept(text: Option<String>) -> Self {
         Self(text.map(String::into_boxed_str))
     }
 
-    /// As a row keeps it.
+    /// The form that a row stores.
     pub fn as_str(&self) -> Option<&str> {
         self.0.as_deref()
     }
 }
 
-/// What work is handed over by, and waits in.
+/// A queue in which work waits.
 #[derive(Clone, Copy, Debug)]
 pub enum Queue<'a> {
     /// `webhook_queue`.
@@ -73,34 +73,34 @@ impl fmt::Display for Queue<'_> {
     }
 }
 
-/// How often the work was tried before that a request is part of.
+/// How often the current work was attempted before.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tries(u32);
 
-/// A piece of work while it lasts. Dropped before it is ended it was cut off, and says so.
+/// A piece of work in progress. A span that is dropped before it ends was cancelled, and reports that.
 #[derive(Debug, Default)]
 pub struct Span {
     recording: Option<BoxedSpan>,
-    /// Kept for requests that are part of it.
+    /// Stored for requests that are part of it.
     tries: Tries,
 }
 
 impl Span {
-    /// A webhook comes in at this path, by HTTP in this version.
+    /// A webhook request at this path, with this version of HTTP.
     pub fn server(path: &str, version: &'static str) -> Self {
         let mut span = Self::start(SpanKind::Server, None, || format!("POST {path}"));
         span.text("http.request.method", "POST");
         span.text("http.route", path);
         span.text("url.path", path);
-        // Whoever ends TLS stands before us.
+        // TLS, if any, ends at a proxy in front of clerk-sync.
         span.text("url.scheme", "http");
         span.text("network.protocol.version", version);
         span
     }
 
-    /// Tell what a genuine sender says of itself: the host that it meant, with the port if it is not the usual one, and
-    /// where it stands in a trace of its own. That is linked to and not gone on with: whether we are traced is not for
-    /// others to say.
+    /// Add what a verified sender says: the requested host, with the port if it is not the default one, and the sender's own
+    /// trace context. The span links to that context but does not continue it, because other systems must not decide whether
+    /// clerk-sync is traced.
     pub fn describe(
         &mut self,
         svix_id: &str,
@@ -110,14 +110,14 @@ impl Span {
     ) {
         self.text("messaging.message.id", svix_id);
         self.text("user_agent.original", user_agent);
-        // The scheme does not matter: the port is told only where it was.
+        // The scheme does not matter: the port is reported only if the host named one.
         if let Some(url) = host.and_then(|host| Url::parse(&format!("http://{host}")).ok()) {
             self.host(&url, url.port());
         }
         self.link(traceparent);
     }
 
-    /// The webhook is answered.
+    /// End the span of a webhook with its answer.
     pub fn answered(
         mut self,
         status: u16,
@@ -131,17 +131,17 @@ impl Span {
         self.text("clerk_sync.outcome", outcome);
         self.text("clerk_sync.reason", Some(reason).filter(|reason| !reason.is_empty()));
         self.resent(resends);
-        // What is wrong with the request is not our error.
+        // A client error is not an error of clerk-sync.
         self.end((status >= 500).then_some(reason));
     }
 
-    /// Something is put into a queue, because of what happened there.
+    /// A message is put into a queue; `cause` is the context of the work that caused it.
     pub fn send(queue: Queue<'_>, id: &str, event_type: Option<&str>, cause: &TraceContext) -> Self {
         Self::message(SpanKind::Producer, "send", queue, id, event_type, cause)
     }
 
-    /// Something is taken from a queue and worked on, for so many times before this one in vain. It is part of the trace in
-    /// which it was put there.
+    /// A message is taken from a queue and processed after `before` failed attempts. The span belongs to the trace that put it
+    /// there.
     pub fn process(
         queue: Queue<'_>,
         id: &str,
@@ -156,8 +156,8 @@ impl Span {
         span
     }
 
-    /// A request to somebody else, which was sent so many times before; `None`: as often as the work was tried that it is
-    /// part of, and nothing if it is part of none. Of the address only the host is told: paths can hold secrets and name people.
+    /// A request to another system that was sent this often before. With `None`, the attempts of the current work count instead;
+    /// without current work, there is no span. Only the host of the address is recorded: paths may contain secrets and names.
     pub fn client(method: &str, url: &Url, resends: Option<u32>) -> Self {
         let resends = resends.or_else(|| Context::current().get::<Tries>().map(|tries| tries.0));
         if resends.is_none() {
@@ -171,25 +171,25 @@ impl Span {
         span
     }
 
-    /// The other side answered with this status.
+    /// End with the status of the other side's answer.
     pub fn answer(mut self, status: u16) {
         self.number("http.response.status_code", status);
         let error = (status >= 400).then(|| status.to_string());
         self.end(error.as_deref());
     }
 
-    /// It is done, and this came of it.
+    /// End with this outcome.
     pub fn done(mut self, outcome: &str) {
         self.text("clerk_sync.outcome", outcome);
         self.end(None);
     }
 
-    /// It failed, in this way.
+    /// End with this failure.
     pub fn failed(mut self, why: &str) {
         self.end(Some(why));
     }
 
-    /// Where anything that this work causes belongs.
+    /// The context for work that this span causes.
     pub fn context(&self) -> TraceContext {
         TraceContext(self.recording.as_ref().map(|recording| {
             let context = recording.span_context();
@@ -198,12 +198,12 @@ impl Span {
         }))
     }
 
-    /// Whether anybody will ever see it.
+    /// Whether the span will be exported.
     pub fn is_recording(&self) -> bool {
         self.recording.as_ref().is_some_and(BoxedSpan::is_recording)
     }
 
-    /// Do this as part of it: requests to others belong to it.
+    /// Run work as part of this span, so that its requests to other systems belong to it.
     pub fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         let mut context = Context::new();
         if let Some(recording) = &self.recording {
@@ -221,7 +221,7 @@ impl Span {
         event_type: Option<&str>,
         parent: &TraceContext,
     ) -> Self {
-        // What no webhook caused is no trace: a backfill would be one for every user and sink.
+        // Messages that no webhook caused get no trace: a backfill would create one per user and sink.
         if matches!(queue, Queue::Outbox(_)) && parent.as_str().is_none() {
             return Self::default();
         }
@@ -315,7 +315,7 @@ fn read(traceparent: &str) -> Option<SpanContext> {
     (version != "ff" && context.is_valid()).then_some(context)
 }
 
-/// Collect spans from now on, if the environment says where they are to go. To be called inside a runtime.
+/// Collect spans from now on, if the environment sets an endpoint. Call it inside a runtime.
 pub fn begin_tracing() {
     let endpoint = ENDPOINTS.into_iter().find(|name| !variable(name).is_empty());
     let Some(endpoint) = endpoint else { return };
@@ -326,12 +326,12 @@ pub fn begin_tracing() {
     }
 }
 
-/// Hand over what is still here, within this time.
+/// Export the remaining spans within this time.
 pub async fn finish_tracing(within: Duration) {
     otel::finish(within).await;
 }
 
-/// A variable of the environment; what is not set is empty.
+/// An environment variable; empty if it is not set.
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_default().trim().to_owned()
 }
@@ -353,7 +353,7 @@ mod tests {
             );
             assert_eq!((context.is_sampled(), context.is_remote()), (is_sampled, true));
         }
-        // Of a version to come the beginning means the same.
+        // The start of a future version has the same meaning.
         assert!(read(&format!("cc-{TRACE}-{SPAN}-01-more")).is_some());
         for wrong in [
             String::new(),

@@ -1,4 +1,4 @@
-//! What was answered, counted by the minute, so that a dashboard can show more than this process has seen.
+//! Answer counts per minute, shared by all replicas, so that a dashboard shows more than this process has seen.
 
 use std::{
     collections::HashMap,
@@ -15,26 +15,26 @@ use super::{
 };
 use crate::store::{Activity, Store, StoreError, WITHIN};
 
-/// How often the counts are added to those of the other replicas.
+/// How often this process adds its counts to those of the other replicas.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Minutes that are kept while the database is away: a day of them. Later ones are not counted.
+/// The most entries kept while the database is unavailable, enough for about a day. Further entries are not counted.
 const KEPT: usize = 24 * 60 * 8;
 
-/// When, of which type, with which outcome, and why.
+/// The minute, the event type, the outcome, and the reason.
 type Counted = (DateTime<Utc>, &'static str, &'static str, &'static str);
 
-/// When the last one was, how many there were, and how many of them within each bound.
+/// The time of the latest answer, the number of answers, and how many of them took no longer than each bound.
 type Counts = (DateTime<Utc>, u64, [u64; WITHIN.len()]);
 
-/// Counts until they stand in the database. Cheap to clone.
+/// Holds counts until they are stored in the database. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Answers(Arc<Mutex<Unwritten>>);
 
 #[derive(Debug, Default)]
 struct Unwritten {
     counting: HashMap<Counted, Counts>,
-    /// On their way into the database.
+    /// Being written to the database.
     writing: HashMap<Counted, Counts>,
 }
 
@@ -58,8 +58,7 @@ impl Answers {
         });
     }
 
-    /// What this process has counted and the database does not have yet: while it is locked or full, that is all there is
-    /// to know of what goes wrong.
+    /// Counts that the database does not have yet. While the database is locked or full, only these show what fails.
     pub fn unwritten(&self) -> Vec<Activity> {
         self.with(|unwritten| unwritten.counting.iter().chain(&unwritten.writing).map(activity).collect())
     }
@@ -71,7 +70,7 @@ impl Answers {
         })
     }
 
-    /// What could not be written is counted again.
+    /// Counts that could not be written are counted again.
     fn end_writing(&self, written: bool) {
         self.with(|unwritten| {
             for (kind, counts) in std::mem::take(&mut unwritten.writing) {
@@ -113,7 +112,7 @@ fn activity((kind, counts): (&Counted, &Counts)) -> Activity {
     }
 }
 
-/// The task that makes counts last.
+/// The task that stores counts in the database.
 pub struct Recorder {
     pub store: Arc<dyn Store>,
     pub answers: Answers,
@@ -125,7 +124,8 @@ impl Task for Recorder {
         "activity"
     }
 
-    /// What cannot be added now is counted again: a commit whose answer is lost counts twice, which nobody relies on.
+    /// Counts that cannot be stored now are counted again. If only the reply to a commit is lost, they count twice; counts may be
+    /// inexact.
     async fn turn(&self) -> Result<Turn, StoreError> {
         let counted = self.answers.begin_writing();
         if counted.is_empty() {
@@ -165,7 +165,7 @@ mod tests {
         };
         assert_eq!(of(0), (at(0), at(59), 3, [2, 2, 2, 3, 3, 3]));
         assert_eq!(of(1), (at(60), at(60), 1, [0; 6]));
-        assert_eq!(answers.unwritten().len(), 2, "known also while it is written");
+        assert_eq!(answers.unwritten().len(), 2, "still known while it is written");
         answers.end_writing(false);
         assert_eq!(answers.begin_writing().len(), 2, "not lost");
         answers.end_writing(true);

@@ -1,5 +1,5 @@
-//! Whether deliveries, messages and erasures get on: the one judge of what waits, for the dashboard and for `doctor`, which
-//! have words of their own for it.
+//! Whether deliveries, messages and erasures make progress. The dashboard and `doctor` both judge waiting work by these rules,
+//! each in its own wording.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -8,43 +8,43 @@ use crate::{
     store::{OpenErasures, QueueDepth, Result as Stored, SinkDepth, Store},
 };
 
-/// All that waits.
+/// All waiting work.
 #[derive(Clone, Debug, Default)]
 pub struct Backlog {
     pub queue: QueueDepth,
     pub sinks: Vec<SinkDepth>,
-    /// Sinks that an operator paused, and since when.
+    /// Sinks that an operator paused, each with the time of the pause.
     pub paused: Vec<(String, DateTime<Utc>)>,
     pub erasures: Vec<OpenErasures>,
 }
 
-/// How long something may wait.
+/// How long work may wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For how long a delivery may have been due.
+    /// The longest time that a delivery may be overdue.
     pub delivery: TimeDelta,
-    /// How old a message may be that still waits.
+    /// The greatest age of a waiting message.
     pub message: TimeDelta,
-    /// How long an erasure may go without being confirmed.
+    /// The longest time that an erasure may stay unconfirmed.
     pub erasure: TimeDelta,
 }
 
-/// Of somebody who looks at the dashboard: what does not move is told at once, an erasure when the law's month is over.
+/// For the dashboard: stuck work shows after a minute, an unconfirmed erasure after the month that the law allows.
 pub const WATCHING: Patience = Patience {
     delivery: TimeDelta::minutes(1),
     message: TimeDelta::minutes(1),
     erasure: TimeDelta::days(30),
 };
 
-/// Of an alarm, as for `ClerkSyncQueueLate`, `ClerkSyncMessagesLate` and `ClerkSyncErasureSlow`.
+/// For alerts, as in `ClerkSyncQueueLate`, `ClerkSyncMessagesLate` and `ClerkSyncErasureSlow`.
 pub const ALARM: Patience =
     Patience { delivery: TimeDelta::minutes(5), message: TimeDelta::hours(6), erasure: TimeDelta::days(7) };
 
 impl Backlog {
-    /// Count it; that takes long where much is left.
+    /// Count the waiting work; slow if there is a lot of it.
     ///
     /// # Errors
-    /// If the database is not available.
+    /// If the database is unavailable.
     pub async fn look(store: &dyn Store) -> Stored<Self> {
         Ok(Self {
             queue: store.queue_depth().await?,
@@ -54,14 +54,14 @@ impl Backlog {
         })
     }
 
-    /// For how long the first delivery has been due, if that is too long.
+    /// How long the first delivery has been overdue, if that is too long.
     pub fn late(&self, now: DateTime<Utc>, patience: Patience) -> Option<TimeDelta> {
         self.queue.first_due.map(|due| now - due).filter(|late| *late > patience.delivery)
     }
 
-    /// Sinks with dead messages, those that are behind, and those that are paused, with for how long they are.
+    /// Sinks that are paused, late, or have dead messages. The duration is the time since the pause.
     pub fn held_up(&self, now: DateTime<Utc>, patience: Patience) -> Vec<(SinkDepth, Option<TimeDelta>)> {
-        // Of a paused sink that nothing waits for nothing else is known.
+        // A paused sink without messages has no depth of its own.
         let others = self.paused.iter().filter(|(name, _)| self.sinks.iter().all(|sink| sink.sink != *name));
         let others =
             others.map(|(sink, _)| SinkDepth { sink: sink.clone(), pending: 0, dead: 0, oldest: None });
@@ -75,12 +75,12 @@ impl Backlog {
         all.filter(|(depth, paused)| depth.dead > 0 || paused.is_some() || is_behind(depth)).collect()
     }
 
-    /// Where erasures are not confirmed that were asked for too long ago.
+    /// Destinations with erasures that have been unconfirmed for too long.
     pub fn overdue(&self, now: DateTime<Utc>, patience: Patience) -> Vec<&OpenErasures> {
         self.erasures.iter().filter(|open| now - open.oldest > patience.erasure).collect()
     }
 
-    /// Whether our own database refuses an erasure, which does not come right by waiting.
+    /// Whether clerk-sync's own database rejects an erasure, which waiting does not fix.
     pub fn is_refused(&self) -> bool {
         self.erasures.iter().any(|open| open.destination == Receipt::DATABASE)
     }

@@ -1,8 +1,8 @@
-//! Catching up by itself: at the start, if the service was away for long, at an interval, and after changes that change objects of
+//! Automatic backfill and reconcile: at the start after a long downtime, at an interval, and after changes that alter objects of
 //! other kinds without an event.
 //!
-//! Of several replicas one does it: it holds a lease as long as it works; should it die, another one has it within a minute
-//! or two. A run whose lease is lost is ended. Between two runs nobody holds it.
+//! One replica does this while it holds a lease. If that replica dies, another one takes over within a minute or two. A run that
+//! loses its lease is cancelled. Between runs, no replica holds the lease.
 
 use std::time::Duration;
 
@@ -27,34 +27,34 @@ use crate::{
 /// The lease's name.
 const LEASE: &str = "catch-up";
 
-/// After so long without a word its holder counts as dead.
+/// How long the lease lasts without a renewal.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// How often the holder says that it lives, and how soon others ask again; after a while they ask more rarely.
+/// How often the holder renews the lease, and how soon other replicas ask for it again; their pauses grow up to `RARELY`.
 const HEARTBEAT: Duration = Duration::from_secs(8);
 const RARELY: Duration = Duration::from_mins(1);
 
-/// How often we look whether a kind has changed that others follow.
+/// How often we check whether a followed kind has changed.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Between the beginnings of two comparisons of one kind for that reason.
+/// The shortest time between the starts of two comparisons of one kind for that reason.
 const CALM: TimeDelta = TimeDelta::minutes(1);
 
-/// The first wait after a failed run; after each further one it is about twice as long …
+/// The first wait after a failed run; each further failure about doubles it …
 const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
 
-/// … up to this, unless runs are due more often.
+/// … up to this, or up to the interval if that is shorter.
 const LONGEST_REST: Duration = Duration::from_hours(1);
 
-/// A run that is worked on shows signs of life more often than this.
+/// A live run reports progress more often than this.
 const QUIET: Duration = Duration::from_secs(15);
 
-/// What is due.
+/// The work that is due.
 enum Task {
-    /// Of all kinds, but for what is done.
+    /// Import all kinds, except what is done already.
     Backfill(Done),
     Reconcile,
-    /// Comparing these kinds, because others have changed that they follow.
+    /// Compare these kinds, because a kind that they follow has changed.
     Follow(Vec<&'static Entity>),
 }
 
@@ -76,26 +76,26 @@ pub struct CatchUpLoop {
 
 /// When backfill and reconcile are due.
 pub struct CatchUpSettings {
-    /// Between the beginnings of two reconciles; `None`: only at the start.
+    /// The time between the starts of two reconciles; `None`: reconcile only at the start.
     pub every: Option<Duration>,
-    /// How old the last event must be for a reconcile at the start; `None`: however old.
+    /// How old the last event must be for a reconcile at the start; `None`: never reconcile at the start.
     pub after: Option<Duration>,
     /// Whether to fill empty tables at the start.
     pub on_empty: bool,
-    /// Whether to look again and again for changes that others follow.
+    /// Whether to poll for changes of followed kinds.
     pub looks: bool,
-    /// What came since then tells nothing about the time before.
+    /// When this process started. Later events say nothing about the time before it.
     pub started_at: DateTime<Utc>,
 }
 
 impl CatchUpLoop {
-    /// Nothing is asked of the database or of Clerk yet.
+    /// Sends nothing to the database or to Clerk yet.
     pub fn new(context: CatchUp, settings: CatchUpSettings) -> Self {
         let lease = Lease::new(&context.store, LEASE, LASTING);
         Self { context, settings, lease }
     }
 
-    /// Run until the shutdown. A failure is logged, and the run tried again.
+    /// Run until shutdown. Failed runs are logged and retried.
     pub async fn run(self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.work()).await;
         self.lease.release().await;
@@ -117,7 +117,7 @@ impl CatchUpLoop {
                 continue;
             };
             let rest = rest_after(failures, every, self.lease.holder());
-            // Nobody else is to try what has just failed here.
+            // Keep the lease, so that no other replica retries what has just failed here.
             if !rest.is_zero() {
                 _ = self.lease.hold_for(rest).await;
                 sleep(rest).await;
@@ -125,15 +125,15 @@ impl CatchUpLoop {
             tokio::select! {
                 performed = self.perform(task) => match performed {
                     Ok(()) => due = None,
-                    // It stays due, also if it was due only by the interval.
+                    // The task stays due, even one that only the interval made due.
                     Err(error) => {
                         failures += 1;
                         counter!(telemetry::CATCH_UP_FAILURES).increment(1);
-                        tracing::warn!(%error, task = task.name(), "catching up failed; it is tried again");
+                        tracing::warn!(%error, task = task.name(), "catching up failed and will be retried");
                     }
                 },
                 () = self.lease.keep(HEARTBEAT) => {
-                    tracing::warn!("another replica catches up now");
+                    tracing::warn!("lost the lease; another replica may be catching up");
                     due = self.wait_to_lead(true).await;
                     failures = 0;
                 }
@@ -144,7 +144,7 @@ impl CatchUpLoop {
     /// How long until the next reconcile is due.
     async fn left_of(&self, every: Duration) -> Duration {
         let last = self.context.store.last_finished(RunKind::Reconcile, None).await.ok().flatten();
-        // By another clock it may have been in the future.
+        // Another replica's clock may have put it in the future.
         let ago = last.and_then(|run| run.finished_at).map(|last| time_between(last, (self.context.clock)()));
         ago.map_or(Duration::ZERO, |ago| every.saturating_sub(ago))
     }
@@ -164,14 +164,14 @@ impl CatchUpLoop {
         }
     }
 
-    /// The kinds that follow others which are synced.
+    /// The kinds that follow a synced kind.
     fn followers(&self) -> impl Iterator<Item = &'static Entity> {
         let selection = &self.context.rules.selection;
         let follows = |entity: &&Entity| entity.follows.iter().any(|followed| selection.has(followed));
         selection.entities().filter(move |entity| self.settings.looks && follows(entity))
     }
 
-    /// The followers that have to be compared, because a kind that they follow was written after their last comparison began.
+    /// Followers to compare: those with a followed kind that was written after their last comparison began.
     async fn outdated(&self) -> Result<Vec<&'static Entity>, StoreError> {
         let selection = &self.context.rules.selection;
         let mut outdated = Vec::new();
@@ -192,25 +192,25 @@ impl CatchUpLoop {
         Ok(outdated)
     }
 
-    /// Wait for the lease; says what is due when it is ours, at the start or by the interval.
+    /// Wait for the lease; returns the work that is due once this replica holds it.
     async fn wait_to_lead(&self, at_start: bool) -> Option<Task> {
         let mut pause = HEARTBEAT;
         loop {
             match self.lease.hold().await {
                 Ok(true) => match self.due(at_start).await {
                     Ok(task) => return task,
-                    Err(error) => tracing::debug!(%error, "whether to catch up could not be found out"),
+                    Err(error) => tracing::debug!(%error, "could not determine whether catching up is due"),
                 },
                 Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "whether to catch up could not be found out"),
+                Err(error) => tracing::debug!(%error, "could not determine whether catching up is due"),
             }
             sleep(pause).await;
             pause = (pause * 2).min(RARELY);
         }
     }
 
-    /// What the time without us asks for at the start; later what is due by the interval, unless another replica has done it
-    /// while we waited.
+    /// The work that is due: at the start, whatever the downtime requires; later, whatever the interval or a followed kind
+    /// requires, unless another replica has done it meanwhile.
     async fn due(&self, at_start: bool) -> Result<Option<Task>, StoreError> {
         let CatchUpSettings { every, after, on_empty, started_at, .. } = self.settings;
         if !at_start {
@@ -229,29 +229,29 @@ impl CatchUpLoop {
         Ok(match self.context.store.history(since, started_at).await? {
             History::Empty if on_empty => Some(Task::Backfill(Done::default())),
             History::Silent if after.is_some() => {
-                tracing::info!("the last event is old: comparing with Clerk, for some may have been lost");
+                tracing::info!("the last event is old, so some may have been lost: comparing with Clerk");
                 Some(Task::Reconcile)
             }
             _ => None,
         })
     }
 
-    /// What was taken in before a backfill was interrupted, unless somebody is at work on it.
+    /// The progress of an interrupted backfill, unless another process is working on it.
     async fn interrupted(&self) -> Result<Option<Done>, StoreError> {
         let kinds = self.listed();
         if Done::before_interruption(&self.context, &kinds, TimeDelta::zero()).await?.is_none() {
             return Ok(None);
         }
-        // This process may have been started again a moment after the interruption.
+        // This process may have restarted right after the interruption.
         sleep(QUIET).await;
         Done::before_interruption(&self.context, &kinds, TimeDelta::from_std(QUIET).unwrap_or_default()).await
     }
 
-    /// The kinds that Clerk lists, in the order in which they are taken in.
+    /// The kinds that Clerk lists, in import order.
     fn listed(&self) -> Vec<&'static Entity> {
         let selection = &self.context.rules.selection;
         let mut listed: Vec<_> = selection.entities().filter(|entity| entity.is_listed()).collect();
-        // Those that follow others come behind them, and those that take a request for each owner come last.
+        // Followers come after independent kinds; kinds that need a request per owner come last.
         listed.sort_by_key(|entity| (!entity.of_each.is_empty(), !entity.follows.is_empty()));
         listed
     }
@@ -277,7 +277,7 @@ impl CatchUpLoop {
                         kind = entity.kind,
                         "comparing with Clerk, because a kind that this one depends on has changed"
                     );
-                    // Nothing is gone because something else has changed.
+                    // A change of another kind deletes nothing, so this run only fixes.
                     self.reconcile(entity, Options { only_mend: true, ..Options::default() }).await?;
                 }
             }
@@ -287,7 +287,7 @@ impl CatchUpLoop {
 
     async fn backfill(&self, wanted: &Wanted, done: &mut Done) -> Result<(), CatchUpError> {
         let entity = wanted.entity;
-        tracing::info!(kind = entity.kind, "all there are at Clerk are taken in");
+        tracing::info!(kind = entity.kind, "importing all objects from Clerk");
         let (tell, _) = watch::channel(Progress::default());
         let summary = backfill(&self.context, wanted, done, false, tell).await?;
         let counts = &summary.counts;
@@ -325,14 +325,14 @@ impl CatchUpLoop {
                 kind = entity.kind,
                 withheld = report.withheld,
                 %doubt,
-                "so many seem not to be at Clerk that nothing was deleted: run `clerk-sync reconcile --dry-run`"
+                "too many rows seem to be missing at Clerk, so none were deleted: run `clerk-sync reconcile --dry-run`"
             );
         }
         Ok(())
     }
 }
 
-/// How long to wait after so many failures in a row, where there is a run so often; after none not at all.
+/// The wait after this many failures in a row, at most `every`; zero without failures.
 fn rest_after(failures: u32, every: Option<Duration>, holder: &str) -> Duration {
     if failures == 0 {
         return Duration::ZERO;

@@ -1,7 +1,7 @@
-//! How much there is of everything, counted when somebody asks for the metrics, and not before.
+//! Row counts and ages for the metrics, computed only when a client requests the metrics.
 //!
-//! Counting a long queue takes long, and may take a small part of the time only. With `IDLE=quiet` nothing is counted again
-//! before something has happened.
+//! Counting a long queue is slow, so it may use only a small share of the time. With `IDLE=quiet`, a new count waits until
+//! clerk-sync has seen activity.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,16 +28,16 @@ use crate::{
     telemetry,
 };
 
-/// What was counted is good for so long.
+/// How long a count stays fresh.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Counting takes one part in so many of the time.
+/// Counting takes at most one part in this many of the time.
 const SHARE: u32 = 10;
 
-/// How often we look how large the database is.
+/// How often we measure the size of the database.
 const MEASURE: Duration = Duration::from_mins(1);
 
-/// The longest that somebody waits who asks for the metrics; what is counted later they see the next time.
+/// The longest wait of a metrics request. A count that finishes later appears in the next one.
 const WAIT: Duration = Duration::from_secs(3);
 
 /// Counts for the metrics.
@@ -46,18 +46,18 @@ pub struct Gauges {
     stream: Option<Stream>,
     clock: Clock,
     idle: Idle,
-    /// Whether anything may have changed.
+    /// Whether anything may have changed since the last count.
     disturbed: AtomicBool,
     known: Mutex<Known>,
 }
 
-/// What was counted.
+/// The latest results.
 struct Known {
     count_at: Instant,
     measure_at: Instant,
-    /// Sinks that the metrics speak of, each with the time of its oldest message that waits.
+    /// Sinks in the metrics, each with the time of its oldest waiting message.
     sinks: BTreeMap<String, Option<DateTime<Utc>>>,
-    /// Destinations of erasures that the metrics speak of.
+    /// Destinations of erasures in the metrics.
     destinations: BTreeSet<String>,
     first_due: Option<DateTime<Utc>>,
     oldest_entry: Option<DateTime<Utc>>,
@@ -66,7 +66,7 @@ struct Known {
 }
 
 impl Gauges {
-    /// Of this store, and at least of these sinks.
+    /// For this store, and at least these sinks.
     pub fn new(store: Arc<dyn Store>, clock: Clock, idle: Idle, sinks: &[String]) -> Self {
         let now = Instant::now();
         let known = Known {
@@ -83,19 +83,19 @@ impl Gauges {
         Self { store, stream: None, clock, idle, disturbed, known }
     }
 
-    /// The same, and of this stream.
+    /// Also count this stream.
     #[must_use]
     pub fn with(self, stream: Option<Stream>) -> Self {
         Self { stream, ..self }
     }
 
-    /// Something has happened.
+    /// Note that something has happened.
     pub fn disturb(&self) {
         self.disturbed.store(true, Ordering::Relaxed);
     }
 
-    /// Count, unless that was done a moment ago, and show how old things are. The caller waits a little, and cancels
-    /// nothing by going away.
+    /// Count, unless the last count is fresh, and update the ages. The caller waits for at most `WAIT`; counting continues if the
+    /// caller stops waiting.
     pub async fn refresh(self: &Arc<Self>) {
         let this = Arc::clone(self);
         let counting = tokio::spawn(async move { this.count().await });
@@ -113,12 +113,12 @@ impl Gauges {
                 Ok(()) => rest = rest.max(began.elapsed() * SHARE),
                 Err(error) => {
                     self.disturb();
-                    tracing::warn!(%error, "what waits could not be counted for the metrics");
+                    tracing::warn!(%error, "waiting work could not be counted for the metrics");
                 }
             }
             known.count_at = Instant::now() + rest;
         }
-        // They grow also while nothing is counted.
+        // Ages grow even while no count runs.
         let now = (self.clock)();
         let age =
             |since: Option<DateTime<Utc>>| since.map_or(0.0, |since| time_between(since, now).as_secs_f64());
@@ -134,7 +134,7 @@ impl Gauges {
     }
 
     fn is_worth_it(&self) -> bool {
-        // First, so that what happens while we count is not forgotten.
+        // Reset it first, so that changes during the count are not missed.
         let disturbed = self.disturbed.swap(false, Ordering::Relaxed);
         disturbed || self.idle == Idle::Normal
     }
@@ -169,7 +169,7 @@ impl Gauges {
                 gauge!(telemetry::STREAM_DEPTH).set(telemetry::number(depth.entries));
                 known.oldest_entry = depth.oldest;
             }
-            Err(error) => tracing::warn!(%error, "what waits could not be counted for the metrics"),
+            Err(error) => tracing::warn!(%error, "stream entries could not be counted for the metrics"),
         }
     }
 
@@ -178,11 +178,11 @@ impl Gauges {
         for depth in &depths {
             if known.sinks.insert(depth.sink.clone(), depth.oldest).is_none() {
                 let (sink, waiting) = (&depth.sink, depth.pending + depth.dead);
-                tracing::warn!(sink, waiting, "messages wait for a sink that is not configured here");
+                tracing::warn!(sink, waiting, "messages are waiting for a sink that is not configured here");
             }
         }
         for (sink, oldest) in &mut known.sinks {
-            // A sink that has nothing left is not in the answer.
+            // A sink with no waiting messages is missing from the result.
             let depth = depths.iter().find(|depth| depth.sink == *sink);
             let (pending, dead) = depth.map_or((0, 0), |depth| (depth.pending, depth.dead));
             for (state, count) in [("pending", pending), ("dead", dead)] {

@@ -1,5 +1,5 @@
-//! Of several replicas one does the work: the one that holds the lease. It comes free when it is given back, or by itself
-//! when its holder has not renewed it in time.
+//! A lease selects one replica for a task. It becomes free when its holder releases it, or expires when the holder does not renew
+//! it in time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,38 +8,38 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::patient;
 use crate::store::{Store, StoreError};
 
-/// The right of one replica to do something.
+/// One replica's exclusive right to a task.
 pub struct Lease {
     store: Arc<dyn Store>,
     name: &'static str,
     holder: String,
-    /// How long it lasts unless it is renewed.
+    /// How long it lasts without a renewal.
     lasting: Duration,
 }
 
 impl Lease {
-    /// A lease that nobody has asked for yet, in the name of a holder of its own.
+    /// A lease that is not requested yet, with a new random holder name.
     pub fn new(store: &Arc<dyn Store>, name: &'static str, lasting: Duration) -> Self {
         let holder = format!("replica_{:032x}", rand::random::<u128>());
         Self { store: Arc::clone(store), name, holder, lasting }
     }
 
-    /// Our name among the replicas.
+    /// This replica's name.
     pub fn holder(&self) -> &str {
         &self.holder
     }
 
-    /// Take or renew it; whether it is ours.
+    /// Acquire or renew the lease; returns whether this replica holds it.
     pub async fn hold(&self) -> Result<bool, StoreError> {
         self.hold_for(Duration::ZERO).await
     }
 
-    /// The same for this much longer than usual.
+    /// Like [`hold`](Self::hold), for this much longer than usual.
     pub async fn hold_for(&self, longer: Duration) -> Result<bool, StoreError> {
         patient(self.store.hold_lease(self.name, &self.holder, self.lasting + longer)).await
     }
 
-    /// Renew it so often; returns when it is lost.
+    /// Renew it at this interval; returns when it is lost.
     pub async fn keep(&self, every: Duration) {
         let mut beat = interval(every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,17 +48,17 @@ impl Lease {
             beat.tick().await;
             match self.hold().await {
                 Ok(true) => held = Instant::now(),
-                // While the database is away nobody else gets it either, until it ends.
+                // While the database is unavailable, no other replica can get the lease before it expires.
                 Err(_) if held.elapsed() < self.lasting => {}
                 Ok(false) | Err(_) => return,
             }
         }
     }
 
-    /// Give it back, if it is ours.
+    /// Release the lease if this replica holds it.
     pub async fn release(&self) {
         if let Err(error) = patient(self.store.release_lease(self.name, &self.holder)).await {
-            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
+            tracing::debug!(%error, "the lease could not be released; it will expire");
         }
     }
 }

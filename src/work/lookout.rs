@@ -1,10 +1,11 @@
-//! Wakes the tasks when there is work that nothing in this process has made or knows of: what another process has left,
-//! what has become due, lines that are to be sealed.
+//! Wakes the tasks when there is work that this process does not know of: work left by another process, work that has become due,
+//! and audit lines to seal.
 //!
-//! As long as nothing happens nothing is asked of the database. One short look answers for everything, and tells when the
-//! next look is worth it. It is taken when this process has written something, when another one tells us (`Store::listen`),
-//! and when something is due. Where others cannot be heard we look from time to time, ever more rarely up to once a minute.
-//! Where they can, once in ten minutes, for whoever died before they told us. With `IDLE=quiet` neither.
+//! An idle service sends the database no queries. One short query covers all kinds of work and returns when the next look is
+//! worth it. A look happens when this process has written something, when another process notifies us (`Store::listen`), and when
+//! work is due. Where processes cannot notify each other, we poll, at intervals that grow to one minute. Where they can, we still
+//! look every ten minutes, in case a process died before it could notify us. With `IDLE=quiet`, polling stops a few seconds after
+//! the last activity.
 
 use std::{
     sync::{
@@ -28,64 +29,64 @@ use crate::{
     sync::{Clock, Frontier},
 };
 
-/// Between two looks at least, and the first wait where others cannot be heard.
+/// The shortest time between two looks, and the first wait where other processes cannot notify us.
 const SOON: Duration = Duration::from_millis(500);
 
-/// The longest wait where others cannot be heard.
+/// The longest wait where other processes cannot notify us.
 const DEAF: Duration = Duration::from_mins(1);
 
 /// The longest wait where they can.
 const HEARING: Duration = Duration::from_mins(10);
 
-/// The longest wait with `IDLE=quiet`, and from which on it is taken.
+/// The longest wait with `IDLE=quiet`, and the wait after which it applies.
 const QUIET: Duration = Duration::from_hours(24);
 const QUIET_AFTER: Duration = Duration::from_secs(4);
 
-/// How soon those are called again who have not done what is due: they may have a reason.
+/// How soon a task that left due work undone is woken again: it may have a reason.
 const MESSAGE_AGAIN: Duration = Duration::from_secs(5);
 const ERASURE_AGAIN: Duration = Duration::from_secs(10);
 const SEAL_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long a line waits for its seal, unless many do.
+/// How long an audit line waits for its seal, unless many lines wait.
 pub const SEALED_WITHIN: TimeDelta = TimeDelta::minutes(1);
 
-/// The longest wait after a failed look, and before others are listened to again.
+/// The longest wait after a failed look, and before the next attempt to listen.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 const LISTEN_AGAIN: Duration = Duration::from_mins(1);
 
-/// Looks, and calls.
+/// Looks for work and wakes the tasks.
 pub struct Lookout {
     pub store: Arc<dyn Store>,
     pub clock: Clock,
     pub idle: Idle,
-    /// The sinks that this process tells.
+    /// The sinks that this process delivers to.
     pub sinks: Vec<String>,
-    /// From where on it looks for deliveries and messages.
+    /// The earliest time from which deliveries and messages are searched.
     pub frontier: Frontier,
-    /// Works on the queue; `None`: that is not for this process.
+    /// Wakes the queue; `None`: this process does not work on the queue.
     pub queue: Option<Arc<Notify>>,
-    /// Tells the sinks.
+    /// Wakes the dispatchers of the sinks.
     pub outbox: Option<Arc<Notify>>,
-    /// Seals the audit trail.
+    /// Wakes sealing of the audit trail.
     pub seals: Arc<Notify>,
-    /// Carries out erasures that were held back.
+    /// Wakes erasures whose grace period may be over.
     pub erasures: Arc<Notify>,
-    /// Shows how much there is of everything.
+    /// Told that the counts may have changed.
     pub gauges: Arc<Gauges>,
 }
 
-/// What is heard of others.
+/// Notifications from other processes.
 #[derive(Default)]
 struct Ears {
     listening: AtomicBool,
-    /// Rung when something was heard.
+    /// Notified when another process reports a change.
     heard: Notify,
-    /// Rung when it may be worth listening again.
+    /// Notified when another attempt to listen may succeed.
     again: Notify,
 }
 
 impl Lookout {
-    /// Run until the shutdown. Trouble is logged when it begins, and tried again.
+    /// Run until shutdown. The first failure in a row is logged; every failure is retried.
     pub async fn run(self, shutdown: CancellationToken) {
         let ears = Ears::default();
         let both = async { tokio::join!(self.watch(&ears), self.hear(&ears)) };
@@ -104,7 +105,7 @@ impl Lookout {
                 }
                 Err(error) => {
                     if failures == 0 {
-                        tracing::debug!(%error, "what waits could not be looked at");
+                        tracing::debug!(%error, "could not look for waiting work");
                     }
                     failures += 1;
                     Some(back_off(failures, LOOK_AGAIN))
@@ -120,12 +121,12 @@ impl Lookout {
                 }
                 () = ears.heard.notified() => pause = SOON,
             }
-            // Whatever else happens meanwhile is seen by the next look.
+            // The next look sees everything that happens during this pause.
             sleep(SOON.saturating_sub(began.elapsed())).await;
         }
     }
 
-    /// How long we wait though nobody calls.
+    /// The longest wait without a notification.
     fn longest(&self, listening: bool, pause: Duration) -> Duration {
         match self.idle {
             Idle::Quiet if listening || pause > QUIET_AFTER => QUIET,
@@ -134,7 +135,7 @@ impl Lookout {
         }
     }
 
-    /// Call those who have something to do now; says when that may be so again.
+    /// Wake the tasks that have work due; returns how soon more work may be due.
     async fn look(&self) -> Result<Option<Duration>, StoreError> {
         self.gauges.disturb();
         let look = self.frontier.look((self.clock)(), Instant::now());
@@ -161,7 +162,7 @@ impl Lookout {
         Ok(next.chain(self.frontier.owed(Instant::now())).min())
     }
 
-    /// Hear what others leave, where that can be heard.
+    /// Listen for notifications from other processes, if the database supports it.
     async fn hear(&self, ears: &Ears) {
         let mut failures = 0;
         loop {
@@ -170,7 +171,7 @@ impl Lookout {
                 Ok(Some(mut listener)) => {
                     failures = 0;
                     ears.listening.store(true, Ordering::Relaxed);
-                    // What was left a moment ago nobody told us.
+                    // Changes made just before we listened were not reported to us.
                     ears.heard.notify_one();
                     while listener.heard().await.is_ok() {
                         ears.heard.notify_one();
@@ -180,29 +181,29 @@ impl Lookout {
                         ears.heard.notify_one();
                     }
                 }
-                Err(error) => tracing::debug!(%error, "other processes cannot be heard for now"),
+                Err(error) => tracing::debug!(%error, "cannot listen to other processes for now"),
             }
             failures += 1;
             match self.idle {
                 Idle::Normal => sleep(back_off(failures, LISTEN_AGAIN)).await,
-                // The database may have closed the connection to sleep, and must not be woken for this.
+                // The database may have closed the connection to sleep; do not wake it to listen.
                 Idle::Quiet => ears.again.notified().await,
             }
         }
     }
 }
 
-/// The wait after so many failures in a row.
+/// The wait after this many failures in a row.
 fn back_off(failures: u32, longest: Duration) -> Duration {
     (SOON * 2_u32.saturating_pow(failures)).min(longest)
 }
 
-/// When there is to be a seal.
+/// When the next seal is due.
 fn seal_at(unsealed: Unsealed, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     match unsealed {
         Unsealed { lines: 0, .. } => None,
         Unsealed { lines, .. } if lines >= Seal::LINES as u64 => Some(now),
-        // By another clock it may have been in the future; or it has no time that anybody could wait for.
+        // Another replica's clock may have put it in the future, or it has no usable time.
         Unsealed { since, .. } => Some(since.map_or(now, |since| since.min(now) + SEALED_WITHIN)),
     }
 }

@@ -1,6 +1,6 @@
-//! Rows that wait in the database to be worked on, and those that have stayed long enough.
+//! Background work on rows that wait in the database, and on rows whose retention time is over.
 //!
-//! Nothing here decides what a user looks like: what is due is applied by the rules that apply a webhook.
+//! Nothing here decides the contents of a user: due work follows the same rules as a webhook.
 
 pub mod activity;
 pub mod backlog;
@@ -31,14 +31,14 @@ pub use retention::Retention;
 pub use sealing::Sealing;
 pub use stream::Streaming;
 
-/// No call of the store may take a loop longer.
+/// The longest time that a loop waits for one call of the store.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn patient<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable)))
 }
 
-/// The time from the one to the other; none if they stand the other way round.
+/// The time from `from` to `to`; zero if `to` is earlier.
 fn time_between(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
     (to - from).to_std().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The queue of deliveries as a task: a run is one transaction's worth of what is due.
+//! The task that works on the delivery queue: one run handles one transaction's worth of due deliveries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     telemetry,
 };
 
-/// How long a run may take, with the search for the delivery that spoils it. The shutdown waits for it.
+/// How long a run may take, including the search for a delivery that breaks its batch. Shutdown waits for the run.
 const TURN: Duration = Duration::from_secs(7);
 
 /// Applies deliveries that wait in `webhook_queue`.
@@ -26,9 +26,9 @@ pub struct Queue {
     pub store: Arc<dyn Store>,
     pub rules: Rules,
     pub clock: Clock,
-    /// How many deliveries a run takes on.
+    /// How many deliveries one run handles.
     pub pace: Pace,
-    /// From where on it looks for them.
+    /// The time from which due deliveries are searched.
     pub frontier: Frontier,
 }
 
@@ -48,7 +48,7 @@ impl Task for Queue {
         match drained.trouble {
             Some(error) => {
                 if matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema) {
-                    tracing::error!(%error, "the database refuses statements of ours: the queue waits");
+                    tracing::error!(%error, "the database rejects clerk-sync's statements, so the queue waits");
                 }
                 Err(error)
             }
@@ -64,12 +64,12 @@ impl Task for Queue {
     }
 }
 
-/// Count it, and say it once: what has failed is in the log already.
+/// Count the result and log it, except a failure, which is in the log already.
 pub(super) fn tell(worked: &Worked) {
     let Worked { svix_id, event_type, attempt, outcome } = worked;
     let kind = event::kind(event::label(event_type.as_deref()));
     counter!(telemetry::QUEUE_PROCESSED, "outcome" => outcome.name(), "kind" => kind).increment(1);
     if *outcome != Outcome::Parked {
-        tracing::info!(%svix_id, event = event_type, %outcome, attempt, "worked on a delivery of the queue");
+        tracing::info!(%svix_id, event = event_type, %outcome, attempt, "worked on a queued delivery");
     }
 }

@@ -1,7 +1,7 @@
-//! What goes when its time is over: people whose erasure was held back, and rows that are kept only for a while.
+//! Removes data whose time is over: users whose erasure was delayed, and rows with a retention time.
 //!
-//! Of several replicas one does it, the one that holds the lease. Rows go in small portions with a rest in between, so
-//! that nobody waits for it. Receipts of erasures stay: they are the proof, and hold nothing but ids and times.
+//! The replica that holds the lease does this work. It deletes rows in small portions with pauses, so that other work does not
+//! wait. Receipts of erasures stay: they are the proof, and contain only ids and times.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,44 +25,44 @@ use crate::{
 /// The lease's name.
 const LEASE: &str = "retention";
 
-/// After so long without a word its holder counts as dead.
+/// How long the lease lasts without a renewal.
 const LASTING: Duration = Duration::from_mins(1);
 
-/// How often we look for what is old; more rarely where the database is to be left alone.
+/// How often we look for old rows; less often where the database should stay idle.
 pub const PRUNE: Duration = Duration::from_hours(1);
 pub const PRUNE_QUIETLY: Duration = Duration::from_hours(24);
 
-/// Rows forgotten in one transaction.
+/// The most rows deleted in one transaction.
 const AT_ONCE: u32 = 1000;
 
-/// Between two of them.
+/// The pause between two transactions.
 const REST: Duration = Duration::from_millis(50);
 
-/// Held for so long by the replica that compacted the database, so that no other one does it again.
+/// A lease that the replica that compacted the database keeps this long, so that no other replica repeats the work.
 const COMPACTION: &str = "compaction";
 const COMPACTED_FOR: Duration = Duration::from_hours(23);
 
-/// A larger file is not rewritten by itself, for nobody else can write meanwhile.
+/// The task does not rewrite a larger file, because a rewrite blocks all other writers.
 const COMPACTED_BYTES: u64 = 1 << 30;
 
-/// How long it is known how many webhooks were answered: the last week is shown.
+/// How long counts of answered webhooks are kept: the dashboard shows the last week.
 const COUNTED: TimeDelta = TimeDelta::days(8);
 
 /// How long rows are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
-    /// Ids of processed deliveries, and messages that were delivered or discarded; those no shorter than dead ones.
+    /// For ids of processed deliveries, and for messages that were delivered or discarded (at least as long as dead messages).
     pub processed: TimeDelta,
-    /// Deliveries and messages that are dead.
+    /// For dead deliveries and dead messages.
     pub dead: TimeDelta,
 }
 
 impl Keep {
-    /// Every kind of row that goes, and what is older than which time. A new kind is a line here.
+    /// Every kind of row with a retention time, and the time before which rows are deleted. A new kind is one more line here.
     fn steps(&self, now: DateTime<Utc>) -> [(Old, DateTime<Utc>); 5] {
         let before = |kept: TimeDelta| now.checked_sub_signed(kept).unwrap_or(DateTime::UNIX_EPOCH);
         let (processed, dead) = (before(self.processed), before(self.dead));
-        // What was told shows that a dead message before it is overtaken, and so outlives it.
+        // A delivered message shows that an earlier dead one is superseded, so it is kept at least as long.
         let told = processed.min(dead);
         [
             (Old::Processed, processed),
@@ -77,7 +77,7 @@ impl Keep {
 /// How many rows of each kind are too old.
 ///
 /// # Errors
-/// If the database is not available.
+/// If the database is unavailable.
 pub async fn old_rows(
     store: &dyn Store,
     keep: &Keep,
@@ -90,8 +90,8 @@ pub async fn old_rows(
     Ok(old)
 }
 
-/// Delete what is too old; gives how many rows of each kind went, or why not all of that kind could. With a lease it is kept
-/// all the while, and the work stops when it is lost.
+/// Delete rows that are too old; returns the number of deleted rows per kind, or why not all could be deleted. A given lease is
+/// renewed throughout, and the work stops when it is lost.
 pub async fn prune(
     store: &dyn Store,
     keep: &Keep,
@@ -127,27 +127,27 @@ async fn prune_kind(
     }
 }
 
-/// The task that does it all by itself.
+/// The background task.
 pub struct Retention {
     store: Arc<dyn Store>,
     rules: Rules,
     clock: Clock,
     keep: Keep,
-    /// How often we look for what is old.
+    /// How often we look for old rows.
     every: Duration,
     lease: Lease,
     state: Mutex<State>,
 }
 
 struct State {
-    /// When old rows are looked for, and the database is compacted, if that is worth it.
+    /// When the next look for old rows is due; the database is then also compacted, if that is worth it.
     next_cleaning: Instant,
-    /// When this process last saw to it that nothing erased is left in the file.
+    /// When this process last removed erased data from the file.
     compacted_at: DateTime<Utc>,
 }
 
 impl Retention {
-    /// Of this store.
+    /// For this store.
     pub fn new(store: Arc<dyn Store>, rules: Rules, clock: Clock, keep: Keep, every: Duration) -> Self {
         let lease = Lease::new(&store, LEASE, LASTING);
         let state = State { next_cleaning: Instant::now(), compacted_at: DateTime::UNIX_EPOCH };
@@ -159,25 +159,25 @@ impl Retention {
             let kind = kind.name();
             match pruned {
                 Ok(0) => {}
-                Ok(rows) => tracing::info!(kind, rows, "old rows are forgotten"),
-                Err(error) => tracing::warn!(kind, %error, "old rows could not all be forgotten"),
+                Ok(rows) => tracing::info!(kind, rows, "old rows deleted"),
+                Err(error) => tracing::warn!(kind, %error, "not all old rows could be deleted"),
             }
         }
     }
 
-    /// Once a day over all processes, if anybody was erased since.
+    /// Compact at most once a day across all processes, and only after an erasure.
     async fn compact(&self, state: &mut State) -> Result<(), StoreError> {
         let began = (self.clock)();
-        // With a new holder each time: the replica that compacted yesterday must not keep the lease by asking again.
+        // A new holder each time: the replica that compacted yesterday must not extend its lease by asking again.
         let once = Lease::new(&self.store, COMPACTION, COMPACTED_FOR);
         if !once.hold().await? {
             return Ok(());
         }
-        // Waited for, however long it takes.
+        // No time limit: this takes as long as it takes.
         let compacted = self.store.compact(COMPACTED_BYTES, Some(state.compacted_at)).await;
         if matches!(compacted, Ok(true)) {
             state.compacted_at = began;
-            tracing::info!("the database is rewritten without what was erased");
+            tracing::info!("the database file was rewritten without the erased data");
         } else {
             once.release().await;
         }
@@ -191,7 +191,7 @@ impl Task for Retention {
         "retention"
     }
 
-    /// No step depends on another one having gone well.
+    /// A failed step does not stop the next one.
     async fn turn(&self) -> Result<Turn, StoreError> {
         let mut state = self.state.lock().await;
         if !self.lease.hold().await? {
@@ -200,16 +200,16 @@ impl Task for Retention {
         match release_due(&*self.store, &self.rules, &self.clock).await {
             Ok(0) => {}
             Ok(users) => {
-                tracing::info!(users, "the time is over: users whose erasure was held back are erased");
+                tracing::info!(users, "the grace period is over: erased users whose erasure was delayed");
             }
             Err(error) => {
-                tracing::warn!(%error, "not everybody whose erasure was held back could be erased");
+                tracing::warn!(%error, "not all users whose delayed erasure is due could be erased");
             }
         }
         if state.next_cleaning <= Instant::now() {
             self.prune().await;
             if let Err(error) = self.compact(&mut state).await {
-                tracing::warn!(%error, "the database could not be rewritten without what was erased");
+                tracing::warn!(%error, "the database file could not be rewritten without the erased data");
             }
             state.next_cleaning = Instant::now() + self.every / 2;
         }

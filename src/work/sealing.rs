@@ -1,8 +1,8 @@
-//! The task that seals the audit trail: a seal for each hundred lines, or for those of a minute, and for the rest when the
-//! service stops. The lookout knows when that is, and wakes it.
+//! The task that seals the audit trail: one seal per hundred lines, or for the lines of a minute, and for the rest when the
+//! service stops. The lookout knows when a seal is due and wakes the task.
 //!
-//! Of several replicas one does it, the one that holds the lease; two at once do no harm, for a number is given to one seal
-//! only. Nobody waits for it: what writes lines does not know of seals. A database where nothing happens is not asked.
+//! The replica that holds the lease does this work. Two at once do no harm, because each number goes to only one seal. Writers of
+//! audit lines know nothing of seals and never wait for them. The task does not query an idle database.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,14 +29,14 @@ use crate::{
 /// The lease's name.
 const LEASE: &str = "audit_seals";
 
-/// After so long without a word its holder counts as dead; it is kept when half of that is over.
+/// How long the lease lasts without a renewal; it is renewed after half of that.
 const LASTING: Duration = Duration::from_secs(10);
 
-/// Lines sealed at once, with a rest in between: of an old trail there may be millions.
+/// The most lines sealed at once, with a pause in between: an old trail may have millions of lines.
 const AT_ONCE: u32 = 5000;
 const REST: Duration = Duration::from_millis(50);
 
-/// How often the log is told of the newest seal: a log that is kept elsewhere keeps the chain from being written anew.
+/// How often the newest seal is logged: a copy of the log outside the database reveals a rewritten chain.
 const TELL: Duration = Duration::from_hours(1);
 
 /// The task.
@@ -48,15 +48,15 @@ pub struct Sealing {
 }
 
 struct State {
-    /// Until when sealing is ours without asking again, if it is.
+    /// Until when this replica may seal without asking again.
     ours_until: Option<Instant>,
     tell_at: Instant,
-    /// The newest seal that we know of.
+    /// The newest seal that this process knows.
     newest: Option<Seal>,
 }
 
 impl Sealing {
-    /// Of this store.
+    /// For this store.
     pub fn new(store: Arc<dyn Store>, clock: Clock) -> Self {
         let lease = Lease::new(&store, LEASE, LASTING);
         let state = State { ours_until: None, tell_at: Instant::now(), newest: None };
@@ -87,7 +87,7 @@ impl Task for Sealing {
         }
         let sealed = patient(chain::seal(&*self.store, AT_ONCE, (self.clock)())).await?;
         let Some(Sealed { before, newest, more }) = sealed else {
-            // Another replica believes that it is theirs.
+            // Another replica believes that it holds the lease.
             state.ours_until = None;
             return Ok(Turn::Idle);
         };
@@ -111,14 +111,14 @@ impl Task for Sealing {
         true
     }
 
-    /// Seal what is left.
+    /// Seal the remaining lines.
     async fn stop(&self) {
         let seal_all = async {
             while patient(self.store.unsealed(1)).await?.lines > 0 && self.turn().await? == Turn::More {}
             Ok::<_, StoreError>(())
         };
         if let Err(error) = seal_all.await {
-            tracing::warn!(%error, "the last lines of the audit trail are sealed after the next start");
+            tracing::warn!(%error, "the last audit lines could not be sealed; they will be sealed after the next start");
         }
         if self.state.lock().await.ours_until.is_some() {
             self.lease.release().await;
@@ -127,7 +127,7 @@ impl Task for Sealing {
 }
 
 impl State {
-    /// What we have seen sealed must still be there: if the newest seals are cut off, the chain that is left fits.
+    /// A seal that we have seen must still exist. If the newest seals are cut off, the rest of the chain still verifies.
     fn compare(&self, newest: Option<&Seal>) {
         let Some(known) = &self.newest else { return };
         let cut_off = newest.is_none_or(|newest| {
@@ -136,13 +136,13 @@ impl State {
         if cut_off {
             tracing::error!(
                 seal = %known.mark(),
-                "the newest seals of the audit trail are gone or were replaced, unless a backup was restored: see \
+                "the newest seals of the audit trail were removed or replaced, unless a backup was restored: see \
                  `clerk-sync audit verify --seal`"
             );
         }
     }
 
-    /// Tell the log of the newest seal, from time to time.
+    /// Log the newest seal, at most once per `TELL`.
     fn tell(&mut self) {
         let now = Instant::now();
         if let Some(newest) = self.newest.as_ref().filter(|_| self.tell_at <= now) {

@@ -1,7 +1,7 @@
-//! The stream of webhooks as a task: a run takes one transaction's worth of entries, applies them, and deletes them.
+//! The task that works on the stream of webhooks: a run takes one transaction's worth of entries, applies them, and deletes them.
 //!
-//! What the database could not take stays with the run that took it, and is tried again by the next one. If the process dies, the
-//! stream gives it to another.
+//! Entries that the database could not take stay with their consumer, and the next run tries them again. If the process dies, the
+//! stream gives them to another consumer.
 
 use std::{
     mem::take,
@@ -25,27 +25,27 @@ use crate::{
     sync::{Clock, drain::BATCH, stream::Intake},
 };
 
-/// Bytes of the bodies of one run, but for the last portion.
+/// The most bytes of bodies per run, not counting the last portion.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long a run may take with the database.
+/// How long the database part of a run may take.
 const TURN: Duration = Duration::from_secs(7);
 
-/// How long we wait after the stream failed.
+/// The wait after a failure of the stream.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Applies webhooks of the stream.
+/// Applies webhooks from the stream.
 pub struct Streaming {
     stream: Stream,
     intake: Intake,
     clock: Clock,
-    /// Places where nobody is at work.
+    /// Places that no run is using.
     places: Mutex<Vec<Place>>,
-    /// Whether the log has said that the stream cannot be used.
+    /// Whether the log already reports that the stream is unusable.
     is_failing: AtomicBool,
 }
 
-/// What one run hands to the next.
+/// State that one run hands to the next.
 struct Place {
     consumer: Consumer,
     left: Vec<Entry>,
@@ -56,7 +56,7 @@ impl Streaming {
         Self { stream, intake, clock, places: Mutex::default(), is_failing: AtomicBool::new(false) }
     }
 
-    /// Take entries where none are left, apply them, and delete those that are finished.
+    /// Take entries if none are left, apply them, and delete the finished ones.
     async fn step(&self, place: &mut Place) -> Result<Option<StoreError>, StreamError> {
         if place.left.is_empty() {
             place.left = place.consumer.take(BATCH as usize, BATCH_BYTES).await?;
@@ -85,7 +85,7 @@ impl Task for Streaming {
         match result {
             Ok(trouble) => {
                 if was_failing {
-                    tracing::info!("work goes on: the stream can be used again");
+                    tracing::info!("work resumes: the stream can be used again");
                 }
                 trouble.map_or(Ok(Turn::More), Err)
             }

@@ -1,11 +1,11 @@
-//! The one mechanism behind all work that waits in the database or is due from time to time. A task is run when somebody
-//! wakes it, and when the next of its work is due. As long as there is none nothing is asked of the database.
+//! The common mechanism for all work that waits in the database or recurs. A task runs when it is woken, and when its next work
+//! is due. Without due work it sends the database no queries.
 //!
-//! What a run does, and how it claims what it works on, is the task's. What is claimed must come free by itself when
-//! the process dies: by a row lock of the working transaction, or, where the work crosses the network, by a lease that
-//! ends and a fencing token that makes a late answer harmless.
+//! The task decides what a run does, and how it claims its work. A claim must become free by itself when the process dies:
+//! through a row lock of the working transaction, or, where the work crosses the network, through a lease that expires and a
+//! fencing token that makes a late answer harmless.
 //!
-//! While the database fails, a task is run again after a back-off. The log says so once, and once when that is over.
+//! While the database fails, a task retries with back-off. The log says so once, and once more when the failure ends.
 
 use std::{
     future::pending,
@@ -23,75 +23,75 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{store::StoreError, sync::retry::Retry};
 
-/// How soon we look again at what is due and was not ours to take.
+/// How soon we look again at due work that we could not claim.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long we wait while the database fails. A short outage must not cost much more than it takes.
+/// The wait while the database fails. A short outage must not cost much more than its own duration.
 const FIRST_BACK_OFF: TimeDelta = TimeDelta::milliseconds(500);
 const LONGEST_BACK_OFF: TimeDelta = TimeDelta::seconds(2);
 
-/// Work that is done portion by portion.
+/// Work that is done in portions.
 #[async_trait]
 pub trait Task: Send + Sync + 'static {
-    /// Its name in the log.
+    /// The name in the log.
     fn name(&self) -> &'static str;
 
-    /// Do one portion of what is due. An error is about the database as a whole; the task handles what is wrong with a single
-    /// piece of work.
+    /// Do one portion of the due work. An error concerns the database as a whole; the task handles failures of single items
+    /// itself.
     async fn turn(&self) -> Result<Turn, StoreError>;
 
-    /// How long until another run is worth it though nobody wakes the task, asked after a run that found nothing; `None`:
-    /// for ever.
+    /// How long until another run is worth it without a notification, asked after a run that found nothing; `None`: wait for a
+    /// notification.
     async fn next(&self) -> Result<Option<Duration>, StoreError> {
         Ok(None)
     }
 
-    /// Whether it waits to be woken before its first run.
+    /// Whether the first run waits for a notification.
     fn waits_at_start(&self) -> bool {
         false
     }
 
-    /// Whether the shutdown cuts a run off. Else it waits for the end of the run.
+    /// Whether shutdown cancels a run. If not, shutdown waits until the run ends.
     fn can_be_cut_off(&self) -> bool {
         false
     }
 
-    /// The longest time until it is run again while the database fails.
+    /// The longest wait between runs while the database fails.
     fn longest_back_off(&self) -> TimeDelta {
         LONGEST_BACK_OFF
     }
 
-    /// What is left to do at the shutdown, after the last run.
+    /// Work to do at shutdown, after the last run.
     async fn stop(&self) {}
 }
 
-/// What a run found.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// There may be more that is due.
+    /// There may be more due work.
     More,
-    /// Nothing is due now.
+    /// No work is due now.
     Idle,
 }
 
-/// Runs a task until the shutdown.
+/// Runs a task until shutdown.
 pub struct Worker<T> {
     task: Arc<T>,
-    /// Runs side by side.
+    /// The number of concurrent runs.
     places: usize,
     /// Notified when there is work.
     bell: Arc<Notify>,
-    /// Places where the last run failed.
+    /// The number of places whose last run failed.
     failing: AtomicUsize,
 }
 
 impl<T: Task> Worker<T> {
-    /// A worker with so many runs side by side, which is woken by this.
+    /// A worker with this many concurrent runs, woken by `bell`.
     pub fn new(task: T, places: usize, bell: &Arc<Notify>) -> Self {
         Self { task: Arc::new(task), places, bell: Arc::clone(bell), failing: AtomicUsize::new(0) }
     }
 
-    /// Run until the shutdown, and until what is under way is finished, if it cannot be cut off.
+    /// Run until shutdown, and until runs in progress end, unless they can be cancelled.
     pub async fn run(self, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let mut places = JoinSet::new();
@@ -113,7 +113,7 @@ impl<T: Task> Worker<T> {
         }
         while !shutdown.is_cancelled() {
             let pause = match self.step(shutdown).await {
-                // A run that the shutdown cut off says nothing of the database.
+                // A cancelled run says nothing about the database.
                 Ok(_) if shutdown.is_cancelled() => return,
                 Ok(pause) => {
                     self.succeeded(failures);
@@ -137,13 +137,13 @@ impl<T: Task> Worker<T> {
                 biased;
                 () = waiting => {}
                 () = shutdown.cancelled() => {}
-                // What notifies while the database fails is part of the failure.
+                // While the database fails, notifications may be part of the failure.
                 () = self.bell.notified(), if failures == 0 => {}
             }
         }
     }
 
-    /// One run; gives the time until the next one.
+    /// Do one run; returns the time until the next one.
     async fn step(&self, shutdown: &CancellationToken) -> Result<Option<Duration>, StoreError> {
         match self.turn(shutdown).await? {
             Turn::More => Ok(Some(Duration::ZERO)),
@@ -154,7 +154,7 @@ impl<T: Task> Worker<T> {
         }
     }
 
-    /// In a task of tokio's own, so that a panic costs one run and not the place.
+    /// Do one run in a separate tokio task, so that a panic costs one run and not the place.
     async fn turn(&self, shutdown: &CancellationToken) -> Result<Turn, StoreError> {
         let task = Arc::clone(&self.task);
         let mut running = tokio::spawn(async move { task.turn().await });
@@ -167,7 +167,7 @@ impl<T: Task> Worker<T> {
             }
         };
         result.unwrap_or_else(|_| {
-            tracing::error!(work = self.task.name(), "a turn was abandoned because of a bug in clerk-sync");
+            tracing::error!(work = self.task.name(), "a run was abandoned because of a bug in clerk-sync");
             Ok(Turn::Idle)
         })
     }
@@ -180,7 +180,7 @@ impl<T: Task> Worker<T> {
 
     fn succeeded(&self, failures: u32) {
         if failures > 0 && self.failing.fetch_sub(1, Ordering::Relaxed) == 1 {
-            tracing::info!(work = self.task.name(), "work goes on: the database can be used again");
+            tracing::info!(work = self.task.name(), "work resumes: the database can be used again");
         }
     }
 }

@@ -1160,7 +1160,7 @@ fn a_clerk_that_refuses_without_a_wait_is_not_pestered_and_failures_are_told_at_
     })));
     let (finished, _) = backfill(&host, &[]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    let told = finished.stderr.matches("it is asked again").count();
+    let told = finished.stderr.matches("Clerk's API failed and will be retried").count();
     assert!(told == 1 && finished.stderr.contains("503 internal_clerk_error"), "{finished:?}");
 
     clerk.fake.behave(saying(Canned::new(400, "{}")));
@@ -1222,7 +1222,8 @@ fn an_answer_without_an_end_is_not_read_to_it() {
     clerk.fake.behave(saying(Canned::new(200, Value::from(users).to_string())));
     let (finished, _) = backfill(&host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    let told = format!("Clerk's API at {} answered something that we do not understand", clerk.fake.url());
+    let told =
+        format!("Clerk's API at {} sent an answer that clerk-sync does not understand", clerk.fake.url());
     assert!(finished.stderr.contains(&told), "{finished:?}");
 }
 

@@ -1345,7 +1345,7 @@ async fn a_sink_that_is_pointed_elsewhere_confirms_no_erasure_where_it_was(mut w
     let tries = recorder.tries();
     assert_eq!(confirmed(&world, "user_2").await, "done", "she was told of nowhere else");
     for user in ["user_1", "user_3"] {
-        assert!(confirmed(&world, user).await.contains("not where it was before"), "{user}");
+        assert!(confirmed(&world, user).await.contains("but not at its previous one"), "{user}");
     }
     hand.pass(TimeDelta::hours(2));
     until_idle(&new).await;

@@ -105,6 +105,6 @@ fn whether_sentry_takes_reports_harms_nothing(host: &mut Host) {
         service.terminate();
         let status = service.wait(std::time::Duration::from_secs(10));
         assert_eq!(status.code(), Some(0), "{}", service.log());
-        assert!(service.log().matches("Sentry does not take reports").count() <= 1, "{}", service.log());
+        assert!(service.log().matches("Sentry does not accept reports").count() <= 1, "{}", service.log());
     }
 }

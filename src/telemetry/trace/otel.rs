@@ -1,8 +1,8 @@
-//! The export of spans, by OTLP over HTTP.
+//! Exports spans through OTLP over HTTP.
 //!
-//! The SDK reads the variables `OTEL_…` itself. It collects in memory that is bounded, drops what is too much, and
-//! exports from a thread of its own, so that a collector that is slow, away or wrong holds up nobody; the log says so
-//! once, and once when it is well again.
+//! The SDK reads the variables `OTEL_…` itself. It collects spans in bounded memory, drops the excess, and exports from a
+//! separate thread. So a slow, unreachable or broken collector delays no other work. The log reports such a failure once, and
+//! once more when it ends.
 
 use std::{
     sync::{
@@ -26,15 +26,15 @@ use url::Url;
 use super::{TRACER, variable};
 use crate::http_client::{self, beginning};
 
-/// How long an export may take, unless `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
+/// The time limit of an export, unless `OTEL_EXPORTER_OTLP_TIMEOUT` sets another.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most of a collector's answer that is looked at.
+/// The most bytes read from a collector's answer.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-/// Which server it exports to now, if any; if it does not though it was asked to, why.
+/// Returns the server that spans are exported to, if any; the error says why export was requested but is impossible.
 pub(super) fn begin(endpoint: &str) -> Result<Option<String>, String> {
     if variable("OTEL_SDK_DISABLED").eq_ignore_ascii_case("true") {
         return Ok(None);
@@ -44,7 +44,7 @@ pub(super) fn begin(endpoint: &str) -> Result<Option<String>, String> {
         "none" => return Ok(None),
         _ => {
             return Err(
-                "OTEL_TRACES_EXPORTER names an exporter that is not built in; otlp and none are".to_owned()
+                "OTEL_TRACES_EXPORTER names an unsupported exporter; allowed are otlp and none".to_owned()
             );
         }
     }
@@ -53,24 +53,24 @@ pub(super) fn begin(endpoint: &str) -> Result<Option<String>, String> {
         "http/json" => Protocol::HttpJson,
         _ => {
             return Err(
-                "OTEL_EXPORTER_OTLP_PROTOCOL names a protocol that is not built in; http/protobuf and \
-                        http/json are, to which collectors listen on port 4318"
+                "OTEL_EXPORTER_OTLP_PROTOCOL names an unsupported protocol; allowed are http/protobuf and \
+                        http/json, for which collectors listen on port 4318"
                     .to_owned(),
             );
         }
     };
-    // The SDK would take the address of this machine in its place.
+    // With an invalid URL, the SDK would use the address of this machine.
     let url = Url::parse(&variable(endpoint)).ok();
     let url = url.filter(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
     let Some(url) = url else {
-        return Err(format!("{endpoint} is no address that begins with http:// or https://"));
+        return Err(format!("{endpoint} is not an address that begins with http:// or https://"));
     };
     if PROVIDER.get().is_none() {
         let provider = provider(protocol)?;
         let _ = TRACER.set(BoxedTracer::new(Box::new(provider.tracer("clerk-sync"))));
         let _ = PROVIDER.set(provider);
     }
-    // Before the host a password may stand, and behind it a key.
+    // The URL may contain a password before the host, and a key after it.
     Ok(Some(url.origin().ascii_serialization()))
 }
 
@@ -80,7 +80,7 @@ fn provider(protocol: Protocol) -> Result<SdkTracerProvider, String> {
         .with_protocol(protocol)
         .with_http_client(Way::new()?)
         .build()
-        // The error quotes the address, in which a password may stand.
+        // The error quotes the address, which may contain a password.
         .map_err(|_| {
             "the address or another of the variables OTEL_EXPORTER_OTLP_… cannot be used".to_owned()
         })?;
@@ -88,7 +88,7 @@ fn provider(protocol: Protocol) -> Result<SdkTracerProvider, String> {
     Ok(SdkTracerProvider::builder().with_span_processor(processor).with_resource(resource()).build())
 }
 
-/// What the environment says of us, and what it leaves open.
+/// The resource attributes from the environment, completed with defaults.
 fn resource() -> Resource {
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     let told = Resource::builder().with_attribute(version.clone()).build();
@@ -99,7 +99,7 @@ fn resource() -> Resource {
     Resource::builder().with_attribute(version).with_service_name("clerk-sync").build()
 }
 
-/// A variable for traces only, or for all that is exported.
+/// A variable for traces only, or the one for all exports.
 fn either(name: &str) -> String {
     let own = variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"));
     if own.is_empty() { variable(&format!("OTEL_EXPORTER_OTLP_{name}")) } else { own }
@@ -113,7 +113,7 @@ pub(super) async fn finish(within: Duration) {
     }
 }
 
-/// The way to the collector. The SDK's thread waits for it; the work is done by our runtime.
+/// The HTTP client for the collector. The SDK's thread waits for it; clerk-sync's runtime does the work.
 #[derive(Debug)]
 struct Way {
     client: reqwest::Client,
@@ -127,15 +127,15 @@ impl Way {
         let client = http_client::builder()
             .timeout(timeout)
             .build()
-            .map_err(|_| "the HTTP client cannot be made".to_owned())?;
+            .map_err(|_| "the HTTP client cannot be created".to_owned())?;
         Ok(Self { client, runtime: Handle::current(), is_blocked: AtomicBool::new(false) })
     }
 
-    /// Say it once, however often it happens.
+    /// Log a failure and its end once each.
     fn tell(&self, trouble: Option<&str>) {
         match trouble {
             Some(trouble) if !self.is_blocked.swap(true, Relaxed) => {
-                tracing::warn!(trouble, "traces cannot be exported, and are dropped until that is mended");
+                tracing::warn!(trouble, "traces cannot be exported, and are dropped until that is fixed");
             }
             None if self.is_blocked.swap(false, Relaxed) => tracing::info!("traces are exported again"),
             _ => {}
@@ -166,7 +166,7 @@ impl HttpClient for Way {
             }
             Err(error) => {
                 self.tell(Some(if error.is_timeout() { "no answer in time" } else { "no connection" }));
-                // Its words quote the address.
+                // The error's text quotes the address.
                 Err(error.without_url().into())
             }
         }

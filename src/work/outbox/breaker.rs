@@ -1,7 +1,8 @@
-//! Leaves a sink alone while it is down: after five failures in a row nothing is claimed for it but one probe at a time,
-//! after waits that grow from a second to five minutes. So an outage costs no message its attempts.
+//! A circuit breaker per sink: it stops deliveries while the sink is down. After five failures in a row it opens: only one probe
+//! at a time may claim a message, after waits that grow from a second to five minutes. So an outage uses up no attempts of a
+//! message.
 //!
-//! Time is an argument. Only failures of the sink count: a message that it will never take is an answer.
+//! Callers pass in the time. Only failures of the sink count: a permanent refusal of a message is an answer.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,27 +16,27 @@ use tokio::time::Instant;
 use super::locked;
 use crate::{sync::retry::Retry, telemetry};
 
-/// Failures in a row until it opens.
+/// Failures in a row before it opens.
 const FAILURES: u32 = 5;
 
-/// Waits before the probes.
+/// The waits before probes.
 const WAITS: Retry =
     Retry { max_attempts: u32::MAX, first: TimeDelta::seconds(1), longest: TimeDelta::minutes(5) };
 
 #[derive(Debug)]
 pub(super) struct Breaker {
     sink: String,
-    /// In a row.
+    /// Failures in a row.
     failures: u32,
-    /// How often a wait was in vain; 0: closed.
+    /// How many waits have started since it opened; 0: closed.
     waits: u32,
-    /// Nobody passes before.
+    /// No pass is issued before this time.
     until: Option<Instant>,
     /// Whether a probe is under way.
     probing: bool,
 }
 
-/// The right to try the sink once. Dropped without a word, it was not used.
+/// The right to try the sink once. A pass that is dropped without a result counts as unused.
 #[derive(Debug)]
 pub(super) struct Pass {
     breaker: Arc<Mutex<Breaker>>,
@@ -47,7 +48,7 @@ impl Breaker {
         Self { sink: sink.to_owned(), failures: 0, waits: 0, until: None, probing: false }
     }
 
-    /// `None` if the sink is to be left alone for now.
+    /// `None` while the breaker is open.
     pub(super) fn enter(breaker: &Arc<Mutex<Self>>, now: Instant) -> Option<Pass> {
         let mut this = locked(breaker);
         if this.until.is_some_and(|until| now < until) || this.probing {
@@ -71,13 +72,13 @@ impl Breaker {
 
     fn failed(&mut self, probe: bool, now: Instant, hold: Option<Duration>, reason: &str) {
         self.failures = self.failures.saturating_add(1);
-        // What was under way when it opened says nothing new.
+        // Attempts already in progress when it opened say nothing new.
         let opens = self.waits == 0 && self.failures >= FAILURES;
         if opens {
             tracing::warn!(
                 sink = self.sink,
                 reason,
-                "the sink is down: it is left alone, and probed from time to time"
+                "the sink is down: deliveries are paused, and it is probed from time to time"
             );
             self.show(false);
         }
@@ -91,7 +92,7 @@ impl Breaker {
         }
     }
 
-    /// Tell whether the sink is spoken to.
+    /// Report in the metrics whether deliveries to the sink are open.
     pub(super) fn show(&self, up: bool) {
         gauge!(telemetry::SINK_UP, "sink" => self.sink.clone()).set(f64::from(up));
     }
@@ -106,12 +107,12 @@ impl Pass {
         self.probe
     }
 
-    /// The sink answered, whatever it made of the message.
+    /// The sink answered, whether or not it took the message.
     pub(super) fn answered(&mut self) {
         locked(&self.breaker).answered();
     }
 
-    /// The sink failed, and perhaps asked to be left alone for a while.
+    /// The sink failed, and may have asked for a pause.
     pub(super) fn failed(&mut self, now: Instant, hold: Option<Duration>, reason: &str) {
         locked(&self.breaker).failed(self.probe, now, hold, reason);
     }
@@ -179,7 +180,7 @@ mod tests {
         let breaker = open(now);
         Breaker::enter(&breaker, now + LONG).expect("a probe").answered();
         assert!(!Breaker::enter(&breaker, now + LONG).expect("closed").is_probe());
-        // And it takes five failures again.
+        // It takes five failures again.
         fail(&breaker, now + LONG);
         assert!(Breaker::enter(&breaker, now + LONG).is_some());
     }

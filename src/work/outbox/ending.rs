@@ -1,4 +1,4 @@
-//! How a delivery ended, and what that means for the message, for the next one of its user, and for the receipt of an erasure.
+//! How a delivery ended, and what that means for the message, for the user's next message, and for the receipt of an erasure.
 
 use chrono::{DateTime, Utc};
 
@@ -8,15 +8,15 @@ use crate::store::{Claimed, Finished, MessageState, ReceiptStep, Result, Store};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
     Delivered,
-    /// It was not begun. The next worker may have it, as if nobody had taken it.
+    /// The delivery did not start. The message can be claimed again as if it had never been claimed.
     Untried,
-    /// Not now; `attempts` have counted so far.
+    /// To be retried; `attempts` have counted so far.
     Again {
         attempts: u32,
         at: DateTime<Utc>,
         error: String,
     },
-    /// Not at all, unless somebody asks for it.
+    /// Refused permanently or out of attempts; an operator can still retry it.
     Dead {
         attempts: u32,
         error: String,
@@ -24,11 +24,11 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// What is written of a message that ended like this.
+    /// The record of a message that ended like this.
     fn of<'m>(&'m self, message: &'m Claimed) -> Finished<'m> {
         let (state, attempts, next_attempt_at, error) = match self {
             Self::Delivered => (MessageState::Delivered, message.attempts + 1, None, None),
-            // It stands before all that became due since.
+            // It goes before all messages that became due later.
             Self::Untried => (MessageState::Pending, message.attempts, Some(message.created_at), None),
             Self::Again { attempts, at, error } => {
                 (MessageState::Pending, *attempts, Some(*at), Some(error.as_str()))
@@ -46,10 +46,10 @@ impl Ending {
     }
 }
 
-/// Write how deliveries of messages ended, as [`finish_messages`](crate::store::Outbox::finish_messages) does.
+/// Record how deliveries of messages ended, like [`finish_messages`](crate::store::Outbox::finish_messages).
 ///
 /// # Errors
-/// As the store says them; then nothing is written.
+/// As the store reports them; nothing is recorded then.
 pub async fn finish(store: &dyn Store, ended: &[(Claimed, Ending)], now: DateTime<Utc>) -> Result<u64> {
     let finished: Vec<Finished<'_>> = ended.iter().map(|(message, ending)| ending.of(message)).collect();
     store.finish_messages(&finished, now).await

@@ -1,13 +1,13 @@
-//! The dispatcher: messages from the outbox to the sinks, at least once, and for each user in the order of the changes.
+//! The dispatcher: delivers messages from the outbox to the sinks, at least once, and for each user in the order of the changes.
 //!
-//! Every sink has workers, a breaker and a rate of its own, so that one that fails or hangs holds up nobody else. A
-//! message is claimed in one short transaction, handed over outside of any, and finished in another; what a dead process
-//! had claimed comes free when its lease ends, half a minute later at most. A late answer changes nothing: the lease's
-//! token is a fence. What a sink makes of a message is the sink's; nothing here knows what a user looks like.
+//! Every sink has its own workers, breaker and rate limit, so that a failing or hanging sink does not delay the others. A worker
+//! claims a message in one short transaction, hands it over outside any transaction, and records the result in another. The
+//! claims of a dead process become free when its lease ends, at most half a minute later. A late result changes nothing: the
+//! lease's token is a fence. Each sink decides how it uses a message; nothing here knows the contents of a user.
 //!
-//! A sink that answers quickly costs more time in the database than on the network. So a worker claims several users'
-//! messages at once, as many as the sink has lately taken in a tenth of a second, hands them over one after another, and
-//! finishes them together. What it has not begun by then, or when the sink fails, it gives back.
+//! For a sink that answers quickly, the database costs more time than the network. So a worker claims messages of several users
+//! at once, as many as the sink has recently taken in a tenth of a second. It hands them over one after another and records the
+//! results together. Messages that it has not started by then, or when the sink fails, become free again.
 
 mod breaker;
 pub mod ending;
@@ -51,62 +51,65 @@ use crate::{
     telemetry::{self, Queue, Span},
 };
 
-/// The longest that handing over one message may take, so that no lease lasts longer than half a minute.
+/// The longest time for handing over one message, so that a lease lasts at most half a minute.
 const LONGEST: Duration = Duration::from_secs(25);
 
-/// What a lease lasts longer than handing over may take: for the transactions around it, and for clocks that differ.
+/// How much longer the lease lasts than the hand-over may take, to allow for the transactions around it and for clock
+/// differences.
 const MARGIN: Duration = Duration::from_secs(5);
 
-const _: () = assert!(LONGEST.as_secs() + MARGIN.as_secs() <= 30, "nothing is held by the dead for longer");
+const _: () =
+    assert!(LONGEST.as_secs() + MARGIN.as_secs() <= 30, "the claims of a dead process must end within 30 s");
 
-/// No sink is believed that it wants to be left alone for longer.
+/// The longest pause that a sink can ask for.
 const LONGEST_HOLD: Duration = Duration::from_hours(1);
 
-/// While a sink is down attempts do not count, but for messages that are older than this: one that is itself what brings
-/// the sink down must not wait in front of its user's others for ever.
+/// While a sink is down, attempts do not count, except for messages older than this: a message that itself brings the sink down
+/// must not block its user's other messages permanently.
 const DOWN_FOR: TimeDelta = TimeDelta::days(1);
 
-/// Transactions of all dispatchers at a time, so that they never take the connections that webhooks need.
+/// The most concurrent transactions of all dispatchers, so that webhooks always have connections left.
 const DESKS: usize = 2;
 
-/// How long a worker goes on with what it has claimed at once. What a process had finished of it and not written down is
-/// delivered once more if it dies.
+/// How long a worker continues with one portion. If the process dies, the portion's deliveries without a recorded result are
+/// repeated.
 const PORTION_TIME: Duration = Duration::from_millis(100);
 
-/// The most messages that are claimed at once.
+/// The most messages that a worker claims at once.
 const LARGEST_PORTION: usize = 64;
 
-/// Waits between attempts to write down how a delivery ended.
+/// Waits between attempts to record how a delivery ended.
 const PERSISTENCE: [Duration; 3] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1500)];
 
-/// How often we look whether a sink that was left alone may be tried.
+/// How often we check whether an open breaker lets a probe pass.
 const BREAK: Duration = Duration::from_millis(500);
 
-/// Why a deletion is not done that the sink has taken.
-const ELSEWHERE: &str = "erased where the sink is now, and not where it was before under the same name: see `clerk-sync sinks moved`";
+/// Why a deletion stays open although the sink has taken it.
+const ELSEWHERE: &str =
+    "erased at the sink's current address, but not at its previous one: see `clerk-sync sinks moved`";
 
-/// A sink, and how it is spoken to.
+/// A sink, and how messages are delivered to it.
 #[derive(Clone)]
 pub struct Destination {
-    /// What it is told.
+    /// The messages that it receives.
     pub subscription: Subscription,
     pub settings: DeliverySettings,
     pub sink: Arc<dyn Sink>,
-    /// Which system it is, as a hash without spaces.
+    /// The identity of the system, as a hash without spaces.
     pub address: String,
 }
 
-/// How one sink is spoken to.
+/// How messages are delivered to one sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeliverySettings {
-    /// How long handing over one message may take; more than 25 s counts as 25 s.
+    /// The time limit for handing over one message; more than 25 s counts as 25 s.
     pub timeout: Duration,
-    /// Messages on their way at the same time, each of another user.
+    /// Concurrent deliveries, each of a different user.
     pub concurrency: usize,
-    /// Messages a second.
+    /// Messages per second.
     pub rate: Option<NonZeroU32>,
-    /// After so many a message is dead; a deletion never is.
+    /// The number of attempts after which a message is dead; a deletion never dies.
     pub attempts: u32,
 }
 
@@ -120,13 +123,13 @@ impl Default for DeliverySettings {
 pub struct Outbox {
     pub store: Arc<dyn Store>,
     pub destinations: Vec<Destination>,
-    /// Rung when messages were written.
+    /// Notified when messages were written.
     pub bell: Arc<Notify>,
     pub clock: Clock,
 }
 
 impl Outbox {
-    /// Run until the shutdown, and until what is under way is finished.
+    /// Run until shutdown, and until deliveries in progress end.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { store, destinations, bell, clock } = self;
         let desks = Arc::new(Semaphore::new(DESKS));
@@ -141,7 +144,7 @@ impl Outbox {
             bells.push(Arc::clone(&bell));
             work.spawn(Worker::new(dispatcher, places, &bell).run(shutdown.clone()));
         }
-        // What writes messages wakes one place of each sink. A place that finds work wakes the next one.
+        // New messages wake one place per sink. A place that finds work wakes the next one.
         let waking = async {
             loop {
                 bell.notified().await;
@@ -154,23 +157,23 @@ impl Outbox {
     }
 }
 
-/// Works for one sink. A turn claims a portion of what is due, hands it over, and writes down how that ended.
+/// Delivers to one sink. A turn claims a portion of due messages, hands them over, and records the results.
 pub struct Dispatcher {
     store: Arc<dyn Store>,
     destination: Destination,
     clock: Clock,
-    /// Rung when there is work.
+    /// Notified when there is work.
     pub bell: Arc<Notify>,
-    /// When a message is tried again.
+    /// The retry policy of messages.
     pub retry: Retry,
-    /// From where on messages are looked for.
+    /// The time from which messages are searched.
     pub frontier: Frontier,
     breaker: Arc<Mutex<Breaker>>,
     limiter: Option<DefaultDirectRateLimiter>,
     desks: Arc<Semaphore>,
-    /// How many messages the sink is likely to take within [`PORTION_TIME`].
+    /// How many messages the sink will probably take within [`PORTION_TIME`].
     portion: AtomicUsize,
-    /// Set when it is written down where the sink is.
+    /// Set once the sink's address is recorded.
     pointed: OnceCell<()>,
 }
 
@@ -196,7 +199,7 @@ impl Dispatcher {
         &self.destination.subscription.sink
     }
 
-    /// Begin at zero: a counter that appears with its first failure has no rate to alert on.
+    /// Start at zero: a counter that only appears at its first failure has no rate to alert on.
     fn begin_to_count(&self) {
         for outcome in telemetry::DELIVERY_OUTCOMES {
             counter!(telemetry::DELIVERIES, "sink" => self.name().to_owned(), "outcome" => outcome)
@@ -205,18 +208,18 @@ impl Dispatcher {
         locked(&self.breaker).show(true);
     }
 
-    /// A call of the store, when there is a desk free.
+    /// Call the store once a desk is free.
     async fn ask<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let _desk = self.desks.acquire().await;
         patient(call).await
     }
 
-    /// The time after which the sink counts as not answering.
+    /// How long the sink may take to answer.
     fn patience(&self) -> Duration {
         self.destination.settings.timeout.min(LONGEST)
     }
 
-    /// When the first message that waits is due.
+    /// When the first waiting message is due.
     async fn first_due(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
         self.ask(async {
             let look = self.frontier.look((self.clock)(), Instant::now());
@@ -226,10 +229,10 @@ impl Dispatcher {
         .await
     }
 
-    /// What was claimed of what is due since this time, and when the last of it must be over.
+    /// Claim messages that are due since this time; returns them with the deadline for the last hand-over.
     async fn claim(&self, since: DateTime<Utc>, limit: usize) -> Result<(Vec<Claimed>, Instant), StoreError> {
         self.ask(async {
-            // Only now: waiting for a desk is not for the sink to answer for.
+            // Start the lease only now: the sink must not pay for the wait for a desk.
             let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
             let (now, deadline) = ((self.clock)(), Instant::now() + self.patience() + MARGIN / 2);
             let token = format!("{:032x}", rand::random::<u128>());
@@ -241,7 +244,7 @@ impl Dispatcher {
         .await
     }
 
-    /// Write down where the sink is before it is told anything, and say so if it was elsewhere.
+    /// Record the sink's address before the first delivery, and warn if the sink has moved.
     async fn point(&self) -> Result<(), StoreError> {
         let address = &self.destination.address;
         let pointing = async || {
@@ -251,12 +254,12 @@ impl Dispatcher {
                 Ok(Elsewhere { users, .. }) => tracing::warn!(
                     sink = self.name(),
                     users,
-                    "this sink is pointed at another address than before: the users whom it was told of there are not known \
-                     to be erased there when they are erased; point it back and give the new system a name of its own, or say \
+                    "this sink has a new address: the erasure of users that it received at the previous address cannot be \
+                     confirmed there; restore the address and name the new system differently, or run \
                      `clerk-sync sinks moved` if it is the same system"
                 ),
                 Err(error) => {
-                    tracing::warn!(sink = self.name(), %error, "where it was told of users is not known");
+                    tracing::warn!(sink = self.name(), %error, "could not determine which addresses have received users");
                 }
             }
             Ok(())
@@ -264,7 +267,8 @@ impl Dispatcher {
         self.pointed.get_or_try_init(pointing).await.copied()
     }
 
-    /// Of a deletion that was taken here, whether the sink was told of the user elsewhere as well: then it is not done.
+    /// For a deletion that was taken here: whether the sink also received the user at another address. The deletion then stays
+    /// open.
     async fn is_elsewhere(&self, claimed: &Claimed) -> bool {
         let erased_here = format!("-{}", self.destination.address);
         let mut places = self.other_places(claimed);
@@ -276,20 +280,20 @@ impl Dispatcher {
         if addresses != claimed.addresses {
             let keeping = self.store.keep_addresses(&claimed.sink, &claimed.clerk_id, &addresses);
             if let Err(error) = self.ask(keeping).await {
-                tracing::warn!(sink = self.name(), %error, "a deletion was not written down, and is repeated");
+                tracing::warn!(sink = self.name(), %error, "the result of a deletion was not recorded; it will be repeated");
             }
         }
         true
     }
 
-    /// At which other addresses the sink was told of the user, behind a `-` if the user was erased there: see
+    /// Other addresses at which the sink received the user, with a `-` in front if the user was erased there: see
     /// [`Claimed::addresses`].
     fn other_places<'a>(&self, claimed: &'a Claimed) -> BTreeSet<&'a str> {
         let places = claimed.addresses.split_whitespace();
         places.filter(|place| place.trim_start_matches('-') != self.destination.address).collect()
     }
 
-    /// Hand a message over, as a span of the trace that it belongs to, unless it is a deletion that was taken here before.
+    /// Hand over a message within a span of its trace, except a deletion that was taken here before.
     async fn deliver(&self, claimed: &Claimed) -> Result<(), Refusal> {
         let Claimed { message_id, kind, trace, attempts, addresses, .. } = claimed;
         let erased_here = format!("-{}", self.destination.address);
@@ -307,12 +311,12 @@ impl Dispatcher {
         result
     }
 
-    /// Call the sink. In a task of its own: a panic is a refusal like another.
+    /// Call the sink in a separate task, so that a panic is a refusal like any other.
     async fn call(&self, claimed: &Claimed, span: &Span) -> Result<(), Refusal> {
-        let unreadable = |_| Refusal::never("what is stored is no message");
+        let unreadable = |_| Refusal::never("the stored message is unreadable");
         let mut message = Message::read(claimed.kind, &claimed.payload).map_err(unreadable)?;
         let mut body = claimed.payload.clone();
-        // A field may have been taken from the sink since the message was written.
+        // The operator may have removed a field from the sink since the message was written.
         if message.keep_only(self.destination.subscription.fields.fields(claimed.kind.entity)) {
             body = serde_json::to_string(&message).map_err(unreadable)?;
         }
@@ -337,7 +341,7 @@ impl Dispatcher {
         }
     }
 
-    /// What becomes of the message.
+    /// Decide how the delivery ended.
     fn ending(
         &self,
         claimed: &Claimed,
@@ -366,10 +370,10 @@ impl Dispatcher {
         Ending::Again { attempts, at: at.max(now + asked), error }
     }
 
-    /// Write down how they ended; what cannot be written down is delivered once more when the lease has ended.
+    /// Record how the deliveries ended; those that cannot be recorded are repeated when the lease has ended.
     async fn finish(&self, ended: &[(Claimed, Ending)]) -> Result<(), StoreError> {
         match self.write(ended).await {
-            // Somebody holds one of the users, and the others do not wait for that.
+            // Another transaction holds one of the users; the other users do not wait for it.
             Err(StoreError { kind: ErrorKind::Locked, .. }) if ended.len() > 1 => {
                 let mut result = Ok(());
                 for one in ended.chunks(1) {
@@ -391,7 +395,7 @@ impl Dispatcher {
                 Ok(written) => {
                     let late = ended.len() as u64 - written;
                     if late > 0 {
-                        tracing::debug!(sink = self.name(), late, "answers came too late");
+                        tracing::debug!(sink = self.name(), late, "results came after the lease ended");
                     }
                     return Ok(());
                 }
@@ -403,7 +407,7 @@ impl Dispatcher {
         }
     }
 
-    /// Whether another message may go now. `None`: the sink is to be left alone, or has had as many as its rate allows.
+    /// The pass for another message; `None` if the breaker is open, the rate is used up, or the portion has run out of time.
     fn next_pass(&self, began: Instant) -> Option<Pass> {
         if began.elapsed() > PORTION_TIME {
             return None;
@@ -413,7 +417,7 @@ impl Dispatcher {
         (is_allowed && !pass.is_probe()).then_some(pass)
     }
 
-    /// Hand over what was claimed, one after another, and write down how that ended. The last one is over by the deadline.
+    /// Hand over the claimed messages one after another, and record the results. The last hand-over ends by the deadline.
     async fn work_through(
         &self,
         claimed: Vec<Claimed>,
@@ -428,7 +432,7 @@ impl Dispatcher {
         while let Some(message) = waiting.next() {
             let handing_over = Instant::now();
             if handing_over + self.patience() > deadline {
-                // The database took too much of the lease, which the sink could not know.
+                // The database used up too much of the lease, which the sink could not know.
                 ended.push((message, Ending::Untried));
                 break;
             }
@@ -438,12 +442,12 @@ impl Dispatcher {
                 {
                     result
                 } else {
-                    // The others do not wait for this one.
+                    // The other messages do not wait for this one.
                     ended.extend(waiting.by_ref().map(|message| (message, Ending::Untried)));
                     let (result, written) = tokio::join!(handing, self.finish(&ended));
                     ended.clear();
                     if let Err(error) = written {
-                        tracing::warn!(sink = self.name(), %error, "deliveries were not written down, and are repeated");
+                        tracing::warn!(sink = self.name(), %error, "deliveries could not be recorded; they will be repeated");
                     }
                     result
                 }
@@ -459,7 +463,7 @@ impl Dispatcher {
             let mut ending = self.ending(&message, result, &pass, (self.clock)());
             if ending == Ending::Delivered && self.is_elsewhere(&message).await {
                 let attempts = message.attempts + 1;
-                // Only an operator changes that, and then it is due at once.
+                // Only an operator changes that, and the message is due immediately then.
                 let at = self.retry.always_after(attempts.max(30), &message.message_id, (self.clock)());
                 ending = Ending::Again { attempts, at, error: ELSEWHERE.to_owned() };
             }
@@ -472,14 +476,14 @@ impl Dispatcher {
             let Some(next) = self.next_pass(began) else { break };
             pass = next;
         }
-        // A probe is over before its answer is written down.
+        // The probe ends before its result is recorded.
         drop(pass);
         ended.extend(waiting.map(|message| (message, Ending::Untried)));
         self.adapt(all, handed_over, failed, began.elapsed());
         self.finish(&ended).await
     }
 
-    /// Learn from a portion how large the next one may be.
+    /// Learn the size of the next portion from the last one.
     fn adapt(&self, claimed: usize, handed_over: usize, failed: bool, took: Duration) {
         let portion = self.portion.load(Ordering::Relaxed);
         let next = if failed {
@@ -504,11 +508,11 @@ impl Dispatcher {
             }
             Ending::Untried => return,
             Ending::Again { attempts, error, .. } => {
-                tracing::info!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken: tried again");
+                tracing::info!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken and will be retried");
                 "again"
             }
             Ending::Dead { attempts, error } => {
-                tracing::warn!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken: it is dead");
+                tracing::warn!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken and is now dead");
                 "dead"
             }
         };
@@ -530,7 +534,7 @@ impl Task for Dispatcher {
         {
             drop(pass);
             let wait = not_until.wait_time_from(limiter.clock().now());
-            // Never for long: a shutdown waits for this.
+            // Only a short wait, because shutdown waits for it.
             sleep(wait.min(Duration::from_secs(1))).await;
             return Ok(Turn::More);
         }
@@ -543,7 +547,7 @@ impl Task for Dispatcher {
         if claimed.is_empty() {
             return Ok(Turn::Idle);
         }
-        // Perhaps there is something for the next place too.
+        // The next place may find work too.
         self.bell.notify_one();
         self.work_through(claimed, pass, deadline).await?;
         Ok(Turn::More)
@@ -551,7 +555,7 @@ impl Task for Dispatcher {
 
     async fn next(&self) -> Result<Option<Duration>, StoreError> {
         if Breaker::enter(&self.breaker, Instant::now()).is_none() {
-            // Whether the sink may be tried is asked of nobody else.
+            // The breaker alone decides when the sink may be tried.
             return Ok(Some(BREAK));
         }
         let since = self.frontier.since((self.clock)());
@@ -561,7 +565,7 @@ impl Task for Dispatcher {
     }
 }
 
-/// A panic under this lock leaves nothing half done.
+/// A panic under this lock leaves no half-finished change.
 fn locked(breaker: &Mutex<Breaker>) -> std::sync::MutexGuard<'_, Breaker> {
     breaker.lock().unwrap_or_else(PoisonError::into_inner)
 }

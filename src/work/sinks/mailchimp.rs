@@ -1,19 +1,20 @@
-//! Mailchimp: a contact in an audience for every user that has an e-mail address, and its permanent deletion when the user
+//! Mailchimp: keeps a contact in an audience for every user that has an e-mail address, and deletes it permanently when the user
 //! is erased.
 //!
-//! Mailchimp knows people by their address, and we do not know the address any more when somebody is erased, nor the one
-//! before when it has changed. So the contact's own id is remembered: `contact_id`, which stays the same when the
-//! address changes and tells nothing about anybody. Before a contact is first made there is no such id yet; what is
-//! remembered for that moment is the MD5 of the address, the name that Mailchimp itself will find it by, so that a
-//! crash between Mailchimp's answer and our next write cannot lose a contact. The order is always: remember, then do.
+//! Mailchimp identifies contacts by address. At an erasure we no longer know the address, nor the previous one after a change. So
+//! we remember the contact's own id: `contact_id`, which survives a change of address and reveals nothing about a person. Before
+//! Mailchimp creates a contact, this id does not exist yet. Until then we remember the MD5 of the address, by which Mailchimp can
+//! also find the contact, so a crash between Mailchimp's answer and our next write cannot lose it. The order is always: remember
+//! first, then act.
 //!
-//! A contact cannot move to an address that has one already. Then the user takes that one, and leaves the old one: it is
-//! archived, which can be undone, and never deleted for good, which burns its address for everybody. So a user may have
-//! several contacts, and all of them are remembered for the erasure (module `contacts`). A contact is left to another user who
-//! has its address by now, and one that was there before its user came is given back.
+//! A contact cannot move to an address that already has one. Then the user gets the contact of the new address and leaves the old
+//! one. The old one is archived, which can be undone. It is not deleted permanently, because that blocks its address for all
+//! users. So a user may have several contacts, and all of them are remembered for the erasure (module `contacts`). A contact
+//! whose address now belongs to another user goes to that user, and a contact that existed before its user came loses our data
+//! but stays.
 //!
-//! Whose an address is, is told by the merge field of its contact. If that names another user, our own table decides:
-//! who does not have the address there, or is about to be erased, takes no contact from anybody.
+//! The merge field of a contact names the user that it belongs to. If it names another user, clerk-sync's own table decides: a
+//! user that does not have the address there, or is about to be erased, takes no contact from another user.
 //!
 //! Source: <https://mailchimp.com/developer/marketing/api/list-members/>,
 //! <https://mailchimp.com/developer/marketing/docs/errors/>.
@@ -37,39 +38,39 @@ use super::{
 };
 use crate::model::{Happened, Message, MessageType};
 
-/// The longest text that a merge field takes, in characters.
+/// The longest text in a merge field, in characters.
 const LONGEST_TEXT: usize = 255;
 
-/// What we want to know of a contact.
+/// The fields of a contact that we request.
 const CONTACT_FIELDS: (&str, &str) = ("fields", "id,contact_id,email_address,status,merge_fields");
 
-/// What a member is who was archived, by us or by the operator.
+/// The status of an archived member; clerk-sync or the operator may have archived it.
 const ARCHIVED: &str = "archived";
 
-/// What a member is who wants no mail.
+/// The status of a member that wants no mail.
 const UNSUBSCRIBED: &str = "unsubscribed";
 
-/// What a member is whose address takes no mail.
+/// The status of a member whose address cannot receive mail.
 const CLEANED: &str = "cleaned";
 
 /// An audience.
 pub struct Mailchimp {
     pub outbound: Outbound,
-    /// Where the Marketing API is, without `/3.0`.
+    /// The base URL of the Marketing API, without `/3.0`.
     pub url: Url,
     pub api_key: SecretString,
     /// The audience's id.
     pub list_id: String,
-    /// What a contact becomes that was not there before.
+    /// The status of a new contact.
     pub status_if_new: String,
-    /// Tags for whoever signs up.
+    /// Tags for users that have just signed up.
     pub tags: Vec<String>,
-    /// The merge field that says whose contact it is.
+    /// The merge field that names the contact's user.
     pub clerk_id_merge_field: String,
     pub timeout: Duration,
 }
 
-/// A contact as Mailchimp shows it.
+/// A contact as Mailchimp returns it.
 #[derive(Deserialize)]
 #[expect(clippy::struct_field_names, reason = "they are Mailchimp's own")]
 struct Contact {
@@ -94,7 +95,7 @@ impl Sink for Mailchimp {
         .await
     }
 
-    /// A contact of a random address in the domain that the audience's own mail comes from, since Mailchimp refuses
+    /// Creates a contact with a random address in the domain that the audience's own mail comes from, because Mailchimp refuses
     /// invented domains. No mail is sent to it.
     async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
         let domain = within(self.timeout, self.check()).await?;
@@ -119,7 +120,7 @@ impl Sink for Mailchimp {
 
 impl Mailchimp {
     async fn update(&self, message: &Message, memory: &dyn Memory) -> Result<(), Refusal> {
-        // To say nothing of the address is not to say that there is none.
+        // A message without the `email` field does not mean that the user has no address.
         if !message.data.contains_key("email") {
             return Ok(());
         }
@@ -134,7 +135,7 @@ impl Mailchimp {
             }
             Ok(None) => Ok(()),
             Err(refusal) => {
-                // They have left the old address, whether or not Mailchimp takes the new one.
+                // The user has left the old address, whether or not Mailchimp takes the new one.
                 if refusal.again == Again::Never && person.moves {
                     person.leave(0).await?;
                 }
@@ -143,23 +144,23 @@ impl Mailchimp {
         }
     }
 
-    /// The contact with this `contact_id` or MD5 of an address.
+    /// Find a contact by its `contact_id` or the MD5 of its address.
     async fn contact(&self, name: &str) -> Result<Option<Contact>, Refusal> {
         let contact = self.find(name).await?;
         if contact.is_none() {
-            // An audience that is not there answers the same, and must not look like a person who is not there.
+            // A missing audience gives the same answer, and must not look like a missing contact.
             self.check_audience().await?;
         }
         Ok(contact)
     }
 
-    /// The same where nothing is concluded from its absence.
+    /// Like [`contact`](Self::contact), where a missing contact leads to no conclusion.
     async fn find(&self, name: &str) -> Result<Option<Contact>, Refusal> {
         let request = self.request(Method::GET, &["members", name], &[CONTACT_FIELDS]);
         self.outbound.send(request).await?.found()?.map(|answer| answer.json()).transpose()
     }
 
-    /// Make the contact of this address.
+    /// Create or update the contact of this address.
     async fn put(&self, message: &Message, address: &str, status_if_new: &str) -> Result<Contact, Refusal> {
         let body = json!({
             "email_address": address,
@@ -169,7 +170,7 @@ impl Mailchimp {
         self.write(Method::PUT, &subscriber_hash(address), &body).await
     }
 
-    /// Bring a contact up to date.
+    /// Update a contact.
     async fn patch(
         &self,
         contact: &Contact,
@@ -192,17 +193,17 @@ impl Mailchimp {
         taken(self.outbound.send(with_json(request, body)).await?)?.json()
     }
 
-    /// Whose contact it says it is.
+    /// The user that the contact's merge field names.
     fn owner<'a>(&self, contact: &'a Contact) -> Option<&'a str> {
         let owner = contact.merge_fields.get(&self.clerk_id_merge_field).and_then(Value::as_str);
         owner.map(str::trim).filter(|owner| !owner.is_empty())
     }
 
-    /// Take from a contact what we wrote, and say whose it is instead.
+    /// Clear what we wrote to a contact, and set the user that it now belongs to.
     async fn hand_over(&self, contact: &Contact, message: &Message, to: &str) -> Result<(), Refusal> {
         let mut fields = Map::from_iter([(self.clerk_id_merge_field.clone(), json!(to))]);
         for name in ["FNAME", "LNAME"] {
-            // An erasure says nothing of names, and whoever is erased leaves none.
+            // A deletion message contains no names, and an erased user must leave none.
             if message.kind.is_deletion() || self.merge_fields(message).contains_key(name) {
                 fields.insert(name.to_owned(), json!(""));
             }
@@ -210,7 +211,7 @@ impl Mailchimp {
         self.patch(contact, &fields, None, None).await.map(drop)
     }
 
-    /// Tag somebody who has just signed up.
+    /// Tag a user that has just signed up.
     async fn tag(&self, message: &Message, contact: &Contact) -> Result<(), Refusal> {
         if message.kind.what != Happened::Created || self.tags.is_empty() {
             return Ok(());
@@ -221,19 +222,19 @@ impl Mailchimp {
         self.outbound.send(with_json(request, &json!({ "tags": tags }))).await?.taken().map(drop)
     }
 
-    /// Out of the audience, and to be had back.
+    /// Archive a contact, which can be undone.
     async fn archive(&self, contact: &Contact) -> Result<(), Refusal> {
         let request = self.request(Method::DELETE, &["members", &contact.id], &[]);
         self.outbound.send(request).await?.found().map(drop)
     }
 
-    /// For good: Mailchimp will not take this address from us again.
+    /// Delete permanently: Mailchimp does not accept this address from us again.
     async fn delete(&self, contact: &Contact) -> Result<(), Refusal> {
         let path = ["members", &contact.id, "actions", "delete-permanent"];
         self.outbound.send(self.request(Method::POST, &path, &[])).await?.found().map(drop)
     }
 
-    /// Whether the key opens the audience, and the audience has what we need; returns the domain that its mail comes from.
+    /// Check the key, the audience, and its merge field; returns the domain that the audience's mail comes from.
     async fn check(&self) -> Result<String, Refusal> {
         let domain = self.check_audience().await?;
         let query = [("fields", "merge_fields.tag"), ("count", "1000")];
@@ -260,7 +261,7 @@ impl Mailchimp {
         Ok(domain.to_owned())
     }
 
-    /// Names only as far as the message tells them, so that what the sink may not have is left alone.
+    /// Includes names only if the message contains them, so that fields withheld from the sink stay unchanged.
     fn merge_fields(&self, message: &Message) -> Map<String, Value> {
         let mut fields = Map::new();
         for (field, name) in [("FNAME", "first_name"), ("LNAME", "last_name")] {
@@ -274,13 +275,13 @@ impl Mailchimp {
         fields
     }
 
-    /// A request about the audience, or what is in it.
+    /// A request for the audience or a part of it.
     fn request(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> RequestBuilder {
         let mut url = under(&self.url, &[&["3.0", "lists", &self.list_id], path].concat());
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        // Mailchimp takes any user name.
+        // Mailchimp accepts any user name.
         self.outbound
             .client()
             .request(method, url)
@@ -288,25 +289,25 @@ impl Mailchimp {
     }
 }
 
-/// Merge fields that the operator requires of people who fill in a form are not required of us.
+/// Do not require the merge fields that the operator made mandatory for sign-up forms.
 const SKIP_VALIDATION: (&str, &str) = ("skip_merge_validation", "true");
 
-/// How Mailchimp names a contact by its address.
+/// Mailchimp's id of a contact, derived from its address.
 fn subscriber_hash(address: &str) -> String {
     hex::encode(Md5::digest(address.trim().to_lowercase()))
 }
 
-/// Like [`Answer::taken`], and says which of the refusals it was that operators meet.
+/// Like [`Answer::taken`], but explains the refusals that operators meet.
 fn taken(answer: Answer) -> Result<Answer, Refusal> {
     if answer.status.is_success() {
         return Ok(answer);
     }
     let mut refusal = answer.refusal();
     if refusal.again == Again::Never {
-        // The titles are a fixed list; the details beside them hold the address.
+        // Titles come from a fixed list; the details next to them contain the address.
         let explanation = match answer.json::<Value>().unwrap_or_default()["title"].as_str() {
             Some("Forgotten Email Not Subscribed") => {
-                "this address was permanently deleted before, and only its owner can bring it back, by a form of Mailchimp's"
+                "this address was permanently deleted before, and only its owner can restore it, through a Mailchimp form"
             }
             Some("Member In Compliance State") => {
                 "this contact has unsubscribed or bounced, and keeps that status"
@@ -354,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_contact_is_named_by_the_md5_of_its_address_in_lower_case() {
-        // The example of Mailchimp's own documentation.
+        // The example from Mailchimp's documentation.
         assert_eq!(subscriber_hash("Urist.McVankab@freddiesjokes.com"), "62eeb292278cc15f5817cb78f7790b08");
     }
 

@@ -1,5 +1,5 @@
-//! What a sink has to remember of a user to find them again in the other system: one short text, and nothing of the
-//! person in it beyond what that system needs.
+//! The reference that a sink needs to find a user again in the other system: one short text, with no personal data beyond what
+//! that system requires.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,42 +13,42 @@ use crate::{
     store::{RowFilter, Store, StoreError},
 };
 
-/// More users than ever have one address.
+/// More users than ever share one address.
 const MOST_HOLDERS: u32 = 16;
 
-/// What one sink remembers of one user, until that user's deletion is delivered.
+/// The reference that one sink keeps for one user, until that user's deletion is delivered.
 #[async_trait]
 pub trait Memory: Send + Sync {
-    /// What was kept last.
+    /// The reference kept last.
     ///
     /// # Errors
-    /// If nobody knows.
+    /// If it cannot be determined.
     async fn recall(&self) -> Result<Option<String>, Refusal>;
 
-    /// Keep this in place of what was kept before. When it returns it lasts, also over a crash.
+    /// Replace the reference. Once this returns, the reference survives a crash.
     ///
     /// # Errors
-    /// If it may not last.
+    /// If it may not survive.
     async fn keep(&self, reference: &str) -> Result<(), Refusal>;
 
-    /// The ids of the users who have this address here now, in any case of its letters, and are not about to be erased.
+    /// The ids of users that have this address in clerk-sync's table now, ignoring case, and are not about to be erased.
     ///
     /// # Errors
-    /// If nobody knows.
+    /// If they cannot be determined.
     async fn holders(&self, address: &str) -> Result<Vec<String>, Refusal>;
 }
 
-/// The memory that lasts: `outbox_recipients.reference`. What was kept while the sink was at another address is another
-/// system's: it stands beside, each behind the address that it is of, until the sink is there again.
+/// The persistent memory: `outbox_recipients.reference`. References from another address of the sink belong to another system:
+/// they are kept alongside, each prefixed with its address, until the sink returns there.
 pub struct Recipient {
     pub store: Arc<dyn Store>,
-    /// Transactions at a time, of all who ask.
+    /// Limits concurrent transactions, shared by all callers.
     pub desks: Arc<Semaphore>,
     pub sink: String,
     pub clerk_id: ClerkId,
-    /// Where the sink is, as a hash.
+    /// The sink's address, as a hash.
     pub address: String,
-    /// Whether it was told of the user at another address as well.
+    /// Whether the sink also received the user at another address.
     pub is_elsewhere: bool,
 }
 
@@ -73,7 +73,7 @@ impl Memory for Recipient {
         let (store, sink, clerk_id) = (Arc::clone(&self.store), self.sink.clone(), self.clerk_id.clone());
         let kept =
             self.finish(async move { store.keep_reference(&sink, &clerk_id, &reference).await }).await?;
-        if kept { Ok(()) } else { Err(Refusal::later("the user is no recipient of this sink")) }
+        if kept { Ok(()) } else { Err(Refusal::later("the user is not a recipient of this sink")) }
     }
 
     async fn holders(&self, address: &str) -> Result<Vec<String>, Refusal> {
@@ -102,12 +102,12 @@ impl Recipient {
         self.finish(async move { store.reference(&sink, &clerk_id).await }).await
     }
 
-    /// Whether what was kept at this address is of the system that is told now.
+    /// Whether a reference from this address belongs to the system at the sink's current address.
     fn is_here(&self, address: &str) -> bool {
         !self.is_elsewhere || address.is_empty() || address == self.address
     }
 
-    /// In a task of its own: a sink may run out of time at any moment, a transaction is not to be cut off by that.
+    /// Run in a separate task: a sink may time out at any moment, which must not cut off a transaction.
     async fn finish<T: Send + 'static>(
         &self,
         call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -120,19 +120,19 @@ impl Recipient {
         match tokio::spawn(call).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
-                Err(Refusal::later(format!("what is known of the user cannot be read: {error}")))
+                Err(Refusal::later(format!("the user's stored data cannot be accessed: {error}")))
             }
-            Err(_) => Err(Refusal::later("what is known of the user cannot be read")),
+            Err(_) => Err(Refusal::later("the user's stored data cannot be accessed")),
         }
     }
 }
 
-/// What was kept, by address; the first version named none.
+/// References by address; the first version stored no address.
 fn sections(kept: &str) -> impl Iterator<Item = (&str, &str)> {
     kept.split('|').map(|section| section.split_once('/').unwrap_or(("", section)))
 }
 
-/// A memory that ends with the process, for trying things out.
+/// A memory that ends with the process, for tests of a sink.
 #[derive(Default)]
 pub struct InMemory(Mutex<Option<String>>);
 

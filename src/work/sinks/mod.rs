@@ -1,6 +1,6 @@
-//! The systems that are told: one file a kind of sink, each turning a [`Message`] into that system's own words.
+//! The systems that receive changes: one file per kind of sink, which translates a [`Message`] into that system's terms.
 //!
-//! A sink hands over and reports; order, repeats, and when to try again are the dispatcher's.
+//! A sink hands over and reports. The dispatcher is responsible for order, repeats, and the time of retries.
 
 pub mod mailchimp;
 mod memory;
@@ -17,22 +17,21 @@ pub use outbound::Outbound;
 
 use crate::model::Message;
 
-/// A system that is told what changed.
+/// A system that receives changes.
 #[async_trait]
 pub trait Sink: Send + Sync + 'static {
-    /// Hand one message over, within the sink's own time limit. `body` is the message as it is stored, byte for byte
-    /// the same at every attempt. To hand over the same message again does no harm. `memory` is of this sink and of the
-    /// message's user.
+    /// Hand over one message within the sink's own time limit. `body` is the stored message, byte for byte the same at every
+    /// attempt. Handing over the same message again does no harm. `memory` belongs to this sink and the message's user.
     ///
     /// # Errors
-    /// If it was not taken, or nobody knows.
+    /// If the message was not taken, or the result is unknown.
     async fn deliver(&self, message: &Message, body: &str, memory: &dyn Memory) -> Result<(), Refusal>;
 
-    /// Try the sink out with a message that is marked as a test, and take away again what can be taken away. Returns what
-    /// makes it doubtful that the right system took it.
+    /// Try the sink with a message that is marked as a test, and remove the test data where that is possible. Returns doubts
+    /// about whether the right system took it.
     ///
     /// # Errors
-    /// If anything that a real message needs was refused.
+    /// If the sink refused anything that a real message needs.
     async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
         self.deliver(message, body, &InMemory::default()).await?;
         Ok(Vec::new())
@@ -43,7 +42,7 @@ pub trait Sink: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Refusal {
-    /// In our words: a status, a kind of fault. Never what the other side wrote, a secret, or anybody's data.
+    /// In clerk-sync's words: a status, a kind of fault. Never the other side's text, a secret, or personal data.
     pub reason: String,
     pub again: Again,
 }
@@ -57,7 +56,7 @@ impl Refusal {
         Self { reason: reason.into(), again: Again::Never }
     }
 
-    /// Whether there was no answer at all.
+    /// Whether there was no answer.
     pub fn is_unreachable(&self) -> bool {
         outbound::NO_ANSWER.contains(&self.reason.as_str())
     }
@@ -68,6 +67,6 @@ impl Refusal {
 pub enum Again {
     /// Later, and not before the time that the other side asked for (`Retry-After`).
     Later(Option<Duration>),
-    /// It will never be taken as it is.
+    /// The sink will never take the message as it is.
     Never,
 }

@@ -1,7 +1,7 @@
-//! What all sinks share that speak HTTP: one client, and one reading of answers.
+//! Shared by all sinks that use HTTP: one client, and one interpretation of answers.
 //!
-//! No redirect is followed, because what we send is for the address that the operator named and for no other. Of an
-//! answer a bounded part is read, and nothing of it gets into a log or an error: it may repeat what we sent.
+//! Redirects are never followed, because the data is meant only for the address that the operator configured. Only a bounded part
+//! of an answer is read, and none of it reaches a log or an error, because it may repeat the data that we sent.
 
 use std::time::Duration;
 
@@ -24,23 +24,23 @@ use crate::{
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// The most that is read of an answer.
+/// The most bytes read from an answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
-/// The longest that a `Retry-After` is believed.
+/// The longest accepted `Retry-After`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(24);
 
-/// How long the rest of an answer may take that nobody waits for.
+/// How long we read the rest of an answer whose body we do not need.
 const READ_ON: Duration = Duration::from_secs(1);
 
 const TOO_LATE: &str = "no answer in time";
 const NO_CONNECTION: &str = "no connection";
 const BROKEN: &str = "the connection broke";
 
-/// Every way in which there can be no answer.
+/// All reasons that mean no answer.
 pub(super) const NO_ANSWER: [&str; 3] = [TOO_LATE, NO_CONNECTION, BROKEN];
 
-/// The way out, one for all sinks of a process.
+/// The HTTP client, shared by all sinks of a process.
 #[derive(Clone)]
 pub struct Outbound {
     client: Client,
@@ -48,10 +48,10 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// Nothing is sent yet.
+    /// Sends nothing yet.
     ///
     /// # Errors
-    /// If the HTTP client cannot be made.
+    /// If the HTTP client cannot be created.
     pub fn new(clock: Clock) -> Result<Self, reqwest::Error> {
         let client = http_client::builder().connect_timeout(CONNECT_WITHIN).build()?;
         Ok(Self { client, clock })
@@ -68,16 +68,16 @@ impl Outbound {
     /// Send a request and read the beginning of the answer, whatever its status.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Answer, Refusal> {
         let (mut answer, response) = self.begin(request, false).await?;
-        // The status has been said. If the rest does not come, only a caller that needs it will miss it.
+        // The status has arrived. If the rest does not, only callers that need the body notice.
         answer.body = beginning(response, LONGEST_ANSWER).await;
         Ok(answer)
     }
 
-    /// Send a request of whose answer only the status counts. A receiver that is the operator's own is told to which trace
-    /// it belongs.
+    /// Send a request for which only the answer's status counts. With `tells_trace`, for a receiver that belongs to the operator,
+    /// the request carries its trace context.
     pub(super) async fn post(&self, request: RequestBuilder, tells_trace: bool) -> Result<(), Refusal> {
         let (answer, response) = self.begin(request, tells_trace).await?;
-        // The rest is read all the same, so that the connection can be used again.
+        // Read the rest anyway, so that the connection can be reused.
         tokio::spawn(timeout(READ_ON, beginning(response, LONGEST_ANSWER)));
         answer.taken().map(drop)
     }
@@ -109,7 +109,7 @@ impl Outbound {
     }
 }
 
-/// The address of an endpoint below a base, which may have a path of its own.
+/// The URL of an endpoint below a base URL, which may have a path of its own.
 pub(super) fn under(base: &Url, segments: &[&str]) -> Url {
     let mut url = base.clone();
     if let Ok(mut path) = url.path_segments_mut() {
@@ -122,7 +122,7 @@ pub(super) fn with_json(request: RequestBuilder, body: &Value) -> RequestBuilder
     request.header(header::CONTENT_TYPE, "application/json").body(body.to_string())
 }
 
-/// All of it within this time.
+/// Limit the total time of the work.
 pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Refusal>>,
@@ -130,7 +130,7 @@ pub(super) async fn within<T>(
     timeout(limit, work).await.unwrap_or_else(|_| Err(Refusal::later(TOO_LATE)))
 }
 
-/// What came back.
+/// An HTTP answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     retry_after: Option<Duration>,
@@ -138,32 +138,32 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Nothing if it was taken.
+    /// The answer itself if its status is a success, otherwise the refusal.
     pub(super) fn taken(self) -> Result<Self, Refusal> {
         if self.status.is_success() { Ok(self) } else { Err(self.refusal()) }
     }
 
-    /// Whether nothing stands in it.
+    /// Whether the body is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.body.is_empty()
     }
 
-    /// The same where it is fine that there is nothing of that name: then it is `None`.
+    /// Like [`taken`](Self::taken), with `None` for 404.
     pub(super) fn found(self) -> Result<Option<Self>, Refusal> {
         if self.status == StatusCode::NOT_FOUND { Ok(None) } else { self.taken().map(Some) }
     }
 
-    /// The answer as JSON of this form.
+    /// Parse the body as JSON.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         serde_json::from_slice(&self.body).map_err(|_| unintelligible())
     }
 
-    /// What a status that is no success means: what is wrong with the message stays wrong, anything else may pass.
+    /// Interpret a status other than success: an error in the message is permanent, any other error may pass.
     pub(super) fn refusal(&self) -> Refusal {
         let status = self.status;
         let again = match status.as_u16() {
             429 | 503 => Again::Later(self.retry_after),
-            // About the sink as a whole: a key, an address, a moment. The operator can mend it.
+            // These concern the sink as a whole: a key, an address, a temporary state. The operator can fix it.
             401 | 403 | 404 | 408 | 409 | 410 | 425 => Again::Later(None),
             400..=499 => Again::Never,
             _ => Again::Later(None),
@@ -174,10 +174,10 @@ impl Answer {
 }
 
 pub(super) fn unintelligible() -> Refusal {
-    Refusal::later("answered something that we do not understand")
+    Refusal::later("sent an answer that clerk-sync does not understand")
 }
 
-/// `Retry-After`: seconds, or the time in HTTP's own form.
+/// `Retry-After`: seconds, or an HTTP date.
 fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     let wait = if let Ok(seconds) = text.parse() {
@@ -189,10 +189,10 @@ fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     Some(wait.min(LONGEST_RETRY_AFTER))
 }
 
-/// The driver's errors quote the URL.
+/// The HTTP client's errors quote the URL, so they are not passed on.
 fn no_answer(error: &reqwest::Error) -> Refusal {
     if error.is_builder() {
-        return Refusal::never("no request can be made of this message");
+        return Refusal::never("no request can be built from this message");
     }
     Refusal::later(if error.is_timeout() {
         TOO_LATE

@@ -1,5 +1,5 @@
-//! Segment, and servers that understand its HTTP API: `identify` when a user is created or updated, and a regulation
-//! that suppresses and deletes when the user is erased.
+//! Segment, and servers that understand its HTTP API: `identify` when a user is created or updated, and a regulation that
+//! suppresses and deletes the user when the user is erased.
 //!
 //! Source: <https://www.twilio.com/docs/segment/connections/sources/catalog/libraries/server/http-api>,
 //! <https://docs.segmentapis.com/tag/Deletion-and-Suppression>,
@@ -26,13 +26,13 @@ use crate::{
     model::{Happened, Message, MessageType, rfc3339},
 };
 
-/// The form of Segment's Public API that we speak, which is also its content type.
+/// The version of Segment's Public API that we use; it is also the content type.
 const PUBLIC_API: HeaderValue = HeaderValue::from_static("application/vnd.segment.v1+json");
 
-/// The longest that a rate limit is believed to last.
+/// The longest accepted wait of a rate limit.
 const LONGEST_WAIT: Duration = Duration::from_hours(1);
 
-/// A source in Segment, and what erases from its workspace.
+/// A source in Segment, and the API that erases from its workspace.
 pub struct Segment {
     pub outbound: Outbound,
     /// Where the tracking API is, without `/v1`.
@@ -42,7 +42,7 @@ pub struct Segment {
     pub timeout: Duration,
 }
 
-/// Where erasures are asked for.
+/// The API that takes erasure requests.
 pub struct Regulations {
     /// Without `/regulations`.
     pub url: Url,
@@ -50,12 +50,12 @@ pub struct Regulations {
     pub dialect: Dialect,
 }
 
-/// How an erasure is worded.
+/// The form of an erasure request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Segment's Public API.
     Segment,
-    /// `RudderStack`'s user suppression API; of all destinations if none is named.
+    /// `RudderStack`'s user suppression API; it applies to all destinations if the list is empty.
     RudderStack { destinations: Vec<String> },
 }
 
@@ -139,7 +139,7 @@ fn errors(answer: &Answer) -> Vec<Value> {
     body["errors"].as_array().cloned().unwrap_or_default()
 }
 
-/// Whether it is refused because it was asked for before, which is what we want.
+/// Whether the request was refused because an earlier one exists, which is the result that we want.
 fn already_asked_for(answer: &Answer) -> bool {
     let says_so =
         |error: &Value| error["message"].as_str().is_some_and(|text| text.contains("already exists"));
@@ -147,13 +147,13 @@ fn already_asked_for(answer: &Answer) -> bool {
         && errors(answer).iter().any(says_so)
 }
 
-/// Segment's Public API says in the body how long to wait, and not in `Retry-After`.
+/// Segment's Public API gives the wait in the body, not in `Retry-After`.
 fn until_next(answer: &Answer) -> Option<Duration> {
     let wait = errors(answer).iter().find_map(|error| error["data"]["msBeforeNext"].as_u64())?;
     Some(Duration::from_millis(wait).min(LONGEST_WAIT))
 }
 
-/// The `identify` call of a message; `None` if it is about nobody.
+/// The `identify` call of a message; `None` if the message names no user.
 fn identify(message: &Message, now: DateTime<Utc>) -> Option<Value> {
     Some(json!({
         "userId": message.clerk_id()?.as_str(),
@@ -165,8 +165,7 @@ fn identify(message: &Message, now: DateTime<Utc>) -> Option<Value> {
     }))
 }
 
-/// What the message says of the user, under Segment's own names where it has some. A null stays a null, which clears
-/// the trait.
+/// The message's fields of the user, under Segment's own names where they exist. A null stays a null, which clears the trait.
 fn traits(data: &Map<String, Value>) -> Map<String, Value> {
     data.iter()
         .filter_map(|(name, value)| {
@@ -179,7 +178,7 @@ fn traits(data: &Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// What they call a column.
+/// Segment's name for a column.
 fn trait_of(name: &str) -> String {
     match name {
         "image_url" => "avatar".to_owned(),

@@ -1,5 +1,5 @@
-//! Any HTTP endpoint: the message as it is stored, signed by Standard Webhooks, so that the libraries that verify
-//! Svix's deliveries verify ours.
+//! Any HTTP endpoint: posts the stored message, signed according to Standard Webhooks, so that libraries that verify Svix's
+//! deliveries also verify clerk-sync's.
 //!
 //! Source: <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>.
 
@@ -13,11 +13,11 @@ use url::Url;
 use super::{Memory, Outbound, Refusal, Sink};
 use crate::{clerk::signature::Secret, model::Message};
 
-/// An endpoint that is posted to.
+/// An HTTP endpoint that receives posts.
 pub struct Webhook {
     pub outbound: Outbound,
     pub url: Url,
-    /// With each of them: while the receiver changes from one to the next, either one verifies.
+    /// Each request is signed with all of them: while the receiver rotates secrets, both the old and the new one verify.
     pub secrets: Vec<Secret>,
     pub timeout: Duration,
 }
@@ -28,18 +28,18 @@ impl Sink for Webhook {
         self.outbound.post(self.request(&message.id, body, &self.secrets), true).await
     }
 
-    /// The message twice: as it should be, and signed with a secret that nobody has.
+    /// Sends the message twice: correctly signed, and signed with a random secret.
     async fn test(&self, message: &Message, body: &str) -> Result<Vec<String>, Refusal> {
         let answer = self.outbound.send(self.request(&message.id, body, &self.secrets)).await?.taken()?;
         let mut doubts = Vec::new();
-        // 202 and 204 have nothing to say.
+        // 202 and 204 need no body.
         if answer.is_empty() && ![StatusCode::ACCEPTED, StatusCode::NO_CONTENT].contains(&answer.status) {
             doubts.push(format!(
-                "it answered {} with nothing in it, as a proxy does that takes everything: see that the message arrived",
+                "it answered {} with an empty body, like a proxy that accepts everything: check that the message arrived",
                 answer.status
             ));
         }
-        // Not of the same id: receivers may pass over what they have seen before they verify it.
+        // A different id: receivers may skip an id that they have seen before they verify the signature.
         let stranger = Message { id: format!("{}f", message.id), ..message.clone() };
         let body = serde_json::to_string(&stranger).unwrap_or_default();
         let wrong = Secret::parse(&format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 24]>())));
@@ -47,8 +47,8 @@ impl Sink for Webhook {
         let request = self.request(&stranger.id, &body, &wrong);
         if self.outbound.send(request).await.is_ok_and(|answer| answer.status.is_success()) {
             doubts.push(
-                "it took a message with a wrong signature as well, so it does not verify them, and anybody can tell it of \
-                 users: see docs/sinks.md"
+                "it also accepted a message with a wrong signature, so it does not verify signatures, and anyone can send it \
+                 forged users: see docs/sinks.md"
                     .to_owned(),
             );
         }
@@ -58,7 +58,7 @@ impl Sink for Webhook {
 
 impl Webhook {
     fn request(&self, id: &str, body: &str, secrets: &[Secret]) -> RequestBuilder {
-        // The time is that of the attempt: receivers refuse what is older than five minutes.
+        // The time of this attempt: receivers refuse timestamps older than five minutes.
         let now = self.outbound.now();
         let signatures: Vec<String> =
             secrets.iter().map(|secret| secret.sign(id, now, body.as_bytes())).collect();

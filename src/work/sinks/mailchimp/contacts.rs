@@ -1,31 +1,36 @@
-//! The contacts of one user: the one at their address, and those that they have left.
+//! The contacts of one user: the one at the user's address, and the ones that the user has left.
 //!
-//! What is remembered is the list of them, the present one first, each with a mark: nothing if it is the user's own, `+status`
-//! if it was there before they came and had that status, `-status` if it is to be archived and had that status, `=status` if that is done. Each
-//! step can be repeated: wherever a delivery breaks off, the next one finds what is left to do.
+//! We remember them as a list with the present contact first. Each has a mark:
+//!
+//! - none: the contact is the user's own;
+//! - `+status`: it existed before the user came, and had that status;
+//! - `-status`: it had that status, and must be archived;
+//! - `=status`: it had that status, and has been left (archived, unless it gets no mail anyway).
+//!
+//! Each step can be repeated: wherever a delivery breaks off, the next one finds the remaining steps.
 
 use super::{
     ARCHIVED, Again, CLEANED, Contact, Mailchimp, Memory, Message, Refusal, UNSUBSCRIBED, subscriber_hash,
 };
 
-/// A user as their sink remembers them.
+/// A user as the sink remembers them.
 pub(super) struct Person<'a> {
     sink: &'a Mailchimp,
     message: &'a Message,
     memory: &'a dyn Memory,
     clerk_id: &'a str,
     contacts: Vec<Known>,
-    /// What is written down.
+    /// The list as stored.
     kept: String,
-    /// Whether they have unsubscribed, as far as their contacts tell.
+    /// Whether the user has unsubscribed, judging by the contacts.
     opted_out: bool,
-    /// Whether the message takes them away from where they were.
+    /// Whether the message moves the user to another address.
     pub(super) moves: bool,
 }
 
-/// A contact that is remembered.
+/// A remembered contact.
 struct Known {
-    /// Its `contact_id`, or the MD5 of its address as long as we do not know that.
+    /// Its `contact_id`, or the MD5 of its address until we know the id.
     name: String,
     mark: Mark,
 }
@@ -33,11 +38,11 @@ struct Known {
 #[derive(Clone, PartialEq, Eq)]
 enum Mark {
     Own,
-    /// It was there before with this status, and belonged to no user.
+    /// It existed before with this status, and belonged to no user.
     Found(String),
-    /// It had this status, and is to be archived.
+    /// It had this status, and must be archived.
     Leaving(String),
-    /// It had this status when it was left.
+    /// It had this status when the user left it.
     Left(String),
 }
 
@@ -53,7 +58,7 @@ impl<'a> Person<'a> {
         Ok(Self { sink, message, memory, clerk_id, contacts, kept, opted_out: false, moves: false })
     }
 
-    /// Write the list down, unless it stands there already.
+    /// Store the list if it has changed.
     async fn keep(&mut self) -> Result<(), Refusal> {
         let text = self.contacts.iter().map(Known::text).collect::<Vec<_>>().join(" ");
         if text != self.kept {
@@ -63,7 +68,7 @@ impl<'a> Person<'a> {
         Ok(())
     }
 
-    /// Have the contact of this address, and no longer be at another one; `None` if the address is somebody else's.
+    /// Move the user to the contact of this address; `None` if the address belongs to another user.
     pub(super) async fn settle(&mut self, address: &str) -> Result<Option<Contact>, Refusal> {
         let hash = subscriber_hash(address);
         self.opted_out = self.contacts.iter().any(|known| known.mark.status() == Some(UNSUBSCRIBED));
@@ -75,7 +80,7 @@ impl<'a> Person<'a> {
             self.moves = true;
             if !self.contacts[0].mark.is_found() {
                 match self.bring(contact, Some(address)).await {
-                    // Where another contact stands it cannot move.
+                    // A contact cannot move to an address that has one.
                     Err(Refusal { again: Again::Never, reason }) => {
                         let Some(there) = self.sink.find(&hash).await? else {
                             return Err(Refusal { again: Again::Never, reason });
@@ -93,7 +98,7 @@ impl<'a> Person<'a> {
         }
     }
 
-    /// The contact at this place of the list, unless it is gone or somebody else's.
+    /// The contact at this place of the list; `None` if it is gone or belongs to another user.
     async fn look(&mut self, place: usize) -> Result<Option<Contact>, Refusal> {
         let Known { name, mark } = &self.contacts[place];
         let Some(contact) = self.sink.contact(name).await? else { return Ok(None) };
@@ -102,7 +107,7 @@ impl<'a> Person<'a> {
             Some(owner) => owner == self.clerk_id,
             None => !by_address && !mark.is_found(),
         };
-        // Also of one that another user has taken meanwhile: who wants no mail must not get any by that.
+        // This also counts if another user has taken the contact: a user that wants no mail must not get any because of that.
         let unsubscribed = contact.status == UNSUBSCRIBED && *mark != Mark::Found(UNSUBSCRIBED.to_owned());
         self.opted_out |= place == 0 && !by_address && unsubscribed;
         if !is_theirs {
@@ -115,12 +120,12 @@ impl<'a> Person<'a> {
         Ok(Some(contact))
     }
 
-    /// Bring the present contact up to date, its address included if there is a new one.
+    /// Update the present contact, including its address if that has changed.
     async fn bring(&mut self, contact: &Contact, address: Option<&str>) -> Result<Contact, Refusal> {
         let status = match &self.contacts[0].mark {
             _ if contact.status != ARCHIVED => None,
             Mark::Left(status) | Mark::Leaving(status) => self.back(status),
-            // Archived by the operator, or by us before we took note of it.
+            // Archived by the operator, or by us before we recorded it.
             Mark::Own | Mark::Found(_) => {
                 let has_moved = self.message.changed_fields.iter().any(|field| field == "email");
                 has_moved.then(|| self.back(&self.sink.status_if_new)).flatten()
@@ -131,7 +136,7 @@ impl<'a> Person<'a> {
         Ok(contact)
     }
 
-    /// Take the contact that has the address already, in place of the present one.
+    /// Take over the existing contact of the address, in place of the present one.
     async fn take(
         &mut self,
         there: Contact,
@@ -150,7 +155,7 @@ impl<'a> Person<'a> {
         let known = if let Some(place) = listed {
             self.contacts.remove(place)
         } else {
-            // Who has no contact yet has found theirs.
+            // A user without a contact owns the one at their address.
             let is_free = owner.is_none() && there.status != ARCHIVED && present.is_some();
             let mark = if is_free { Mark::Found(there.status.clone()) } else { Mark::Own };
             Known { name: there.id.clone(), mark }
@@ -162,7 +167,7 @@ impl<'a> Person<'a> {
                 _ => self.back(&self.sink.status_if_new),
             }
         } else {
-            // That the one before them wanted mail does not mean that they do.
+            // A previous user's consent to mail does not carry over.
             let unsubscribes = owner.is_some() && is_new && self.opted_out && there.status != CLEANED;
             unsubscribes.then(|| UNSUBSCRIBED.to_owned())
         };
@@ -174,7 +179,7 @@ impl<'a> Person<'a> {
         Ok(Some(contact))
     }
 
-    /// Note what the present contact was, which is about to be left: nobody could tell it later.
+    /// Record the status of the present contact before the user leaves it: later it is unknown.
     fn note_status(&mut self, present: Option<&Contact>) {
         let status = match present {
             _ if self.opted_out => UNSUBSCRIBED,
@@ -186,7 +191,7 @@ impl<'a> Person<'a> {
         }
     }
 
-    /// Make the contact of an address that has none.
+    /// Create the contact of an address that has none.
     async fn make(
         &mut self,
         address: &str,
@@ -204,7 +209,7 @@ impl<'a> Person<'a> {
         Ok(contact)
     }
 
-    /// What an archived contact becomes that was of this status; `None` if it stays archived.
+    /// The new status of an archived contact that had this status; `None` if it stays archived.
     fn back(&self, status: &str) -> Option<String> {
         let status = if self.opted_out { UNSUBSCRIBED } else { status };
         (status != ARCHIVED).then(|| status.to_owned())
@@ -218,7 +223,7 @@ impl<'a> Person<'a> {
     ) -> Result<Contact, Refusal> {
         let fields = self.sink.merge_fields(self.message);
         match self.sink.patch(contact, &fields, address, status).await {
-            // Nobody is subscribed again by us who has unsubscribed by Mailchimp's own ways.
+            // Mailchimp does not let us resubscribe a contact that has unsubscribed through Mailchimp.
             Err(Refusal { again: Again::Never, .. }) if status.is_some() => {
                 self.sink.patch(contact, &fields, address, None).await
             }
@@ -226,7 +231,7 @@ impl<'a> Person<'a> {
         }
     }
 
-    /// The first of the list is this one, and they are there.
+    /// Record that the first contact of the list is this one, and that the user is there.
     async fn is_present(&mut self, contact: &Contact) -> Result<(), Refusal> {
         let known = &mut self.contacts[0];
         contact.contact_id.clone_into(&mut known.name);
@@ -236,7 +241,7 @@ impl<'a> Person<'a> {
         self.keep().await
     }
 
-    /// Leave the contacts from this place of the list on, as far as they are theirs.
+    /// Leave all contacts from this place of the list on that belong to the user.
     pub(super) async fn leave(&mut self, from: usize) -> Result<(), Refusal> {
         let mut place = from;
         while let Some(known) = self.contacts.get(place) {
@@ -258,7 +263,7 @@ impl<'a> Person<'a> {
         Ok(())
     }
 
-    /// Leave a contact; whether it is theirs still, and so to be remembered.
+    /// Leave a contact; returns whether it still belongs to the user and must be remembered.
     async fn leave_one(&mut self, place: usize, contact: &Contact) -> Result<bool, Refusal> {
         if let Some(other) = self.other_holder(contact).await? {
             self.sink.hand_over(contact, self.message, &other).await?;
@@ -271,7 +276,7 @@ impl<'a> Person<'a> {
         }
         let status =
             mark.status().filter(|_| contact.status == ARCHIVED).unwrap_or(&contact.status).to_owned();
-        // Who gets no mail need not be archived, and once archived nobody could tell that they want none.
+        // A contact that gets no mail need not be archived; archiving would hide that it wants none.
         if ![ARCHIVED, UNSUBSCRIBED, CLEANED].contains(&contact.status.as_str()) {
             self.contacts[place].mark = Mark::Leaving(status.clone());
             self.keep().await?;
@@ -282,7 +287,7 @@ impl<'a> Person<'a> {
         Ok(true)
     }
 
-    /// Leave nothing of them in any contact.
+    /// Remove the user's data from all contacts.
     pub(super) async fn erase(&mut self) -> Result<(), Refusal> {
         for place in 0..self.contacts.len() {
             let Some(contact) = self.look(place).await? else { continue };
@@ -297,7 +302,7 @@ impl<'a> Person<'a> {
         Ok(())
     }
 
-    /// Another user who has the address of this contact by now.
+    /// Another user that has this contact's address now.
     async fn other_holder(&self, contact: &Contact) -> Result<Option<String>, Refusal> {
         let holders = self.memory.holders(&contact.email_address).await?;
         Ok(holders.into_iter().find(|holder| holder != self.clerk_id))
