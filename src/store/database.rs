@@ -1,4 +1,4 @@
-//! What every keeper does, whatever its verbs are written over.
+//! What every backend implements by itself, whether or not it shares the SQL operations.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,53 +12,50 @@ use super::{
 };
 use crate::model::{ClerkId, Kinds};
 
-/// What every keeper does by hand.
+/// The part of the store that every backend writes by hand.
 #[async_trait]
 pub trait Database: Send + Sync + 'static {
-    /// How many transactions it can usefully run side by side. If it is one, it is worth a look first whether there is
-    /// anything to write.
+    /// How many transactions can usefully run in parallel. If it is one, check first whether there is anything to write.
     fn writers(&self) -> usize;
 
-    /// Apply pending migrations in one transaction, safe when several processes do it at once, and check that the
-    /// tables are what we need. Returns what was applied.
+    /// Apply pending migrations in one transaction and check that the tables match the expected schema. Several processes may
+    /// do this at once. Returns the migrations that were applied.
     async fn migrate(&self) -> Result<Vec<Migration>>;
 
-    /// Every migration we know, and whether it is applied.
+    /// Every known migration, and whether it is applied.
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>>;
 
-    /// Reachable, writable, and every migration applied?
+    /// Whether the database is reachable, writable and fully migrated.
     async fn ready(&self) -> Result<Readiness>;
 
-    /// Which of our tables may have rows that we cannot see, and what mends it.
+    /// Tables of clerk-sync with rows that it may not see, and the remedy for each.
     async fn hidden(&self) -> Result<Vec<Missing>> {
         Ok(Vec::new())
     }
 
-    /// Rung after each commit of this process that left something to be worked on.
+    /// Notified after each commit of this process that added work.
     fn bell(&self) -> Arc<Notify>;
 
-    /// Begin to hear when other processes leave something to be worked on; `None` where that cannot be heard, and has to be
-    /// looked for.
+    /// Start listening for work that other processes add; `None` if the database cannot notify, so that the caller must poll.
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>>;
 
-    /// How much room the database takes up. Not to be asked often.
+    /// The disk space of the database. Expensive: do not call it often.
     async fn space(&self) -> Result<Space>;
 
-    /// About how many users are not deleted: of many an estimate, so that it can be asked for at any time.
+    /// Approximate number of live users. It is an estimate for large tables, so it can be called at any time.
     async fn estimate_standing(&self) -> Result<Count>;
 
-    /// Rewrite the database without what its file still has of rows that are gone, if it is a file of at most so many
-    /// bytes and anybody was erased since this time, or no time is given; returns whether it did. Nobody else can write
-    /// meanwhile.
+    /// Rewrite the database file to remove what is left of deleted rows; returns whether it did. It only does so for a file of
+    /// at most this many bytes, and only if a user was erased since the given time or no time is given. No other process can
+    /// write meanwhile.
     async fn compact(&self, _at_most: u64, _erased_since: Option<DateTime<Utc>>) -> Result<bool> {
         Ok(false)
     }
 
-    /// What a table that is not ours has. Reads the whole table.
+    /// Describe an application's table. Reads the whole table.
     async fn foreign_table(&self, table: &str) -> Result<ForeignTable>;
 
-    /// Up to `limit` rows of a table that is not ours, in the order of their ids, after this one. Rows without an id are
-    /// left out.
+    /// Up to `limit` rows of an application's table after the id `after`, ordered by id. Rows without an id are skipped.
     async fn foreign_rows(
         &self,
         reading: &ForeignReading,
@@ -66,32 +63,33 @@ pub trait Database: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<ForeignRow>>;
 
-    /// Look for what keeps us from working, without writing anything.
+    /// Look for problems that stop clerk-sync from working, without writing anything.
     async fn inspect(&self) -> Result<Inspection>;
 
-    /// How much there is, with what was processed at `since` or later. Large tables may be estimated.
+    /// Row counts and sizes, with the deliveries processed at `since` or later. Large tables may be estimated.
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics>;
 
-    /// Finish what runs and close every connection.
+    /// Finish running work and close every connection.
     async fn close(&self);
 }
 
-/// A transaction, as a keeper runs it. Dropped before its end, it is rolled back.
+/// A backend's transaction. It is rolled back if it is dropped before its end.
 #[async_trait]
 pub trait Session: Send {
-    /// The kinds of objects that the database keeps.
+    /// The kinds of objects that this database stores.
     fn kinds(&self) -> Kinds;
 
-    /// Why rows of our tables may be there that we cannot see, so that nobody can say of one that it is gone; `None` if
-    /// nothing hides any.
+    /// Why the database may hide rows of clerk-sync's tables, so that clerk-sync cannot conclude that a row is gone; `None` if
+    /// it hides nothing.
     async fn hidden(&mut self) -> Result<Option<StoreError>>;
 
-    /// Take out rows of one kind in the first of these ways that the application's constraints and triggers allow for each; what they
-    /// refuse for one row holds up no other. Rows that still stand are marked as deleted, if they let us. `deleted_at` stays
-    /// if it is set already. Gives what became of each row that was there, judged by
-    /// looking at it afterwards; of one that never told who it was it may say nothing. An error that
-    /// [is about the data](StoreError::is_about_the_data) is about what was written before: the application's deferred
-    /// constraints speak first, where the database can make them.
+    /// Remove rows of one kind. Each row is removed in the first of these ways that the application's constraints and triggers
+    /// allow. A refusal for one row does not affect the others. Rows that cannot be removed are marked as deleted if the
+    /// application allows it. An earlier `deleted_at` is kept.
+    ///
+    /// Returns the fate of each row that existed, as read afterwards. A row that never identified its user may be missing from
+    /// the result. An error that [is about the data](StoreError::is_about_the_data) refers to earlier writes of this
+    /// transaction: where the database supports it, the application's deferred constraints are checked first.
     async fn erase(
         &mut self,
         ids: &[ClerkId],
@@ -99,13 +97,13 @@ pub trait Session: Send {
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>>;
 
-    /// Put these marks of deletion on rows, or take them away. Marks that are there already, and any other than these, are the
-    /// application's, and stay. It does not matter if the application lets us.
+    /// Set `deleted_at` of these rows to the given times, or clear it. Values that are already set, or that differ from the
+    /// given ones, belong to the application and stay. A refusal by the application is ignored.
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()>;
 
-    /// Make it last. An error may also mean that the answer was lost.
+    /// Commit. The commit may have happened even if this returns an error, because the answer can be lost.
     async fn commit(self: Box<Self>) -> Result<()>;
 
-    /// Undo it all and give the connection back.
+    /// Roll back and return the connection to the pool.
     async fn rollback(self: Box<Self>);
 }

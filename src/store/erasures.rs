@@ -1,4 +1,4 @@
-//! What the store keeps of people, and the proof that it erased them: registers, the audit trail, receipts of erasures.
+//! What the store keeps about people, and the proof that it erased them: registers, the audit trail, and erasure receipts.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::model::{ClerkId, Object, Register};
 
-/// What is stored of some users.
+/// The stored state of some objects.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     pub registers: HashMap<ClerkId, Register>,
@@ -20,56 +20,56 @@ impl Known {
     }
 }
 
-/// A line of the audit trail, as it stands in `audit_log`.
+/// A line of the audit trail, as stored in `audit_log`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditLine {
-    /// In the order in which they were written.
+    /// Increases in the order of writing.
     pub id: i64,
     pub at: DateTime<Utc>,
     pub action: String,
-    /// Of what kind of object it is about.
+    /// The kind of the object that it is about.
     pub kind: String,
     /// The delivery that caused it, if one did.
     pub svix_id: Option<String>,
     pub source: String,
-    /// Names of fields.
+    /// Field names.
     pub changed_fields: Vec<String>,
-    /// When it happened at Clerk.
+    /// When the change happened at Clerk.
     pub event_at: DateTime<Utc>,
 }
 
-/// Receipts of one destination that are not completed.
+/// Open receipts of one destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenErasures {
     pub destination: String,
     pub receipts: u64,
-    /// When the oldest was asked for.
+    /// When the oldest one was requested.
     pub oldest: DateTime<Utc>,
 }
 
-/// Somebody who is erased, or will be.
+/// A user who is erased, or whose erasure is delayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tombstone {
     pub clerk_id: ClerkId,
-    /// When Clerk deleted them; `None` as long as the erasure is held back.
+    /// When Clerk deleted the user; `None` while the erasure is delayed.
     pub erased_at: Option<DateTime<Utc>>,
-    /// Until when it is held back.
+    /// When the grace period ends.
     pub held_until: Option<DateTime<Utc>>,
 }
 
-/// What a page of rows lost to the allow-list.
+/// What a page of rows lost because of the allow-list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minimized {
     /// The `id` of the last row of the page.
     pub last: i64,
-    /// Rows that lost anything.
+    /// Number of rows that lost a value.
     pub rows: u64,
-    /// Values by column, of those that are not kept, in their order.
+    /// Number of removed values per column that is not kept, in the order of these columns.
     pub columns: Vec<u64>,
 }
 
 impl Minimized {
-    /// The same page, left alone.
+    /// The same page, with no change counted.
     #[must_use]
     pub fn skipped(self) -> Self {
         Self { rows: 0, columns: Vec::new(), ..self }

@@ -1,30 +1,31 @@
-//! What all keepers share of reading a table that is not ours: what is asked of it, and what the answers say.
+//! Reading an application's table: the statements and the interpretation of their results, shared by all backends.
 //!
-//! The statements are assembled, because the names are not ours. They are quoted, and each was found in the database. A
-//! condition is the user's, who has the database's password.
+//! The statements are assembled, because they contain the application's names. These are quoted, and each was found in the
+//! database. The condition is written by the operator, who has the database's password anyway.
 
 use super::{
     ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, schema,
     sql::{Row, only},
 };
 
-/// What is not written alike everywhere.
+/// SQL that differs between databases.
 pub(super) struct Words {
-    /// A name, whatever it contains.
+    /// Quotes a name, whatever it contains.
     pub(super) quoted: fn(&str) -> String,
-    /// What stands in a column of this quoted name, as a text that compares byte by byte.
+    /// The value of the column with this quoted name, as a text that compares byte by byte.
     pub(super) text: fn(&str) -> String,
-    /// Whether a text is nothing but digits and letters without accents.
+    /// The condition that a text consists only of digits and letters without accents.
     pub(super) is_plain: fn(&str) -> String,
-    /// Whether this id comes behind the one where a page begins, which is the first parameter, if it is given.
+    /// The condition that this id comes after the first parameter, which is where a page begins; true if that parameter is
+    /// NULL.
     pub(super) is_behind: fn(id: &str) -> String,
-    /// The parameter that is the limit of a page.
+    /// The parameter for the page's limit.
     pub(super) limit: &'static str,
-    /// When a condition has to quote the name of a column, and how.
+    /// When and how a condition has to quote a column name.
     pub(super) hint: &'static str,
 }
 
-/// Of PostgreSQL and SQLite.
+/// For PostgreSQL and SQLite.
 pub(super) const STANDARD: Words = Words {
     quoted: schema::quoted,
     text: |column| format!("CAST({column} AS text)"),
@@ -34,10 +35,10 @@ pub(super) const STANDARD: Words = Words {
     },
     is_behind: |id| format!("($1 IS NULL OR {id} > $1)"),
     limit: "$2",
-    hint: "with a column's name in double quotes if it has capital letters",
+    hint: "with column names in double quotes if they contain capital letters",
 };
 
-/// The statement that counts what is in the columns of a table.
+/// The statement that counts the values in a table's columns.
 pub(super) fn counting(columns: &[ForeignColumn], table: &str, words: &Words) -> String {
     let counts = columns.iter().map(|column| {
         let name = (words.quoted)(&column.name);
@@ -54,7 +55,7 @@ pub(super) fn counting(columns: &[ForeignColumn], table: &str, words: &Words) ->
     format!("SELECT count(*){} FROM {table}", counts.collect::<String>())
 }
 
-/// The table, by the answer to that.
+/// The table, from the result of [`counting`].
 pub(super) fn counted(rows: &[Row], columns: Vec<ForeignColumn>) -> Result<ForeignTable> {
     let row = only(rows)?;
     let counted = |(column, first): (ForeignColumn, usize)| {
@@ -65,8 +66,8 @@ pub(super) fn counted(rows: &[Row], columns: Vec<ForeignColumn>) -> Result<Forei
     Ok(ForeignTable { columns, rows: row.get(0)?, zone: None, hides_rows: false })
 }
 
-/// The statement that reads a page behind an id, of at most so many rows. `id` is the expression for the id as a text that
-/// compares byte by byte: ids that differ only in case are two users. `json` is that for the other columns.
+/// The statement that reads a page of rows after an id. `id` is an SQL expression for the id as a text that compares byte by
+/// byte, because ids that differ only in case are two users. `json` is an expression for the other columns.
 pub(super) fn page(reading: &ForeignReading, id: &str, json: &str, table: &str, words: &Words) -> String {
     format!(
         "SELECT {id}, {json}, (
@@ -82,7 +83,7 @@ pub(super) fn page(reading: &ForeignReading, id: &str, json: &str, table: &str, 
     )
 }
 
-/// What that gives.
+/// The rows of a [`page`].
 pub(super) fn rows(
     rows: Result<Vec<Row>>,
     reading: &ForeignReading,
@@ -96,14 +97,14 @@ pub(super) fn rows(
     rows.iter().map(read).collect()
 }
 
-/// The same trouble, named if it can only come from the condition that the user wrote.
+/// The same error, explained if only the operator's condition can have caused it.
 fn explained(error: StoreError, reading: &ForeignReading, words: &Words) -> StoreError {
     let ours = !matches!(error.kind, ErrorKind::Broken | ErrorKind::BadData | ErrorKind::Refused);
     if ours || reading.condition.is_none() {
         return error;
     }
     StoreError::schema(format!(
-        "--deleted-when: the database refuses this condition on {} ({}): write what may stand behind WHERE, such as \
+        "--deleted-when: the database refuses this condition on {} ({}): write an expression that is valid after WHERE, such as \
          \"status = 'deleted'\", {}",
         reading.table,
         error.code_or_kind(),

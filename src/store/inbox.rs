@@ -1,4 +1,4 @@
-//! Deliveries: those that wait or are dead, those that are processed, and what is kept of either only for a time.
+//! Deliveries: those that wait or are dead, those that are processed, and how long each is kept.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,14 +28,14 @@ pub struct Parked {
     /// The raw body.
     pub payload: Bytes,
     pub attempts: u32,
-    /// When to try again; `None` if never, which is the state `dead`.
+    /// When to retry; `None` if never, which is the state `dead`.
     pub next_attempt_at: Option<DateTime<Utc>>,
     pub received_at: DateTime<Utc>,
-    /// Since when it is dead.
+    /// When it became dead.
     pub dead_at: Option<DateTime<Utc>>,
-    /// Why, without anybody's data; empty if it was never tried.
+    /// Why it failed, without personal data; empty if it was never tried.
     pub last_error: String,
-    /// The trace of the request that put it here.
+    /// The trace of the request that stored it.
     pub trace: TraceContext,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Debug for Parked {
 }
 
 impl Parked {
-    /// `webhook_queue.kind`: of what kind of object it is about, also where its id is not usable.
+    /// `webhook_queue.kind`: the kind of the object, even if its id is unusable.
     pub fn kind(&self) -> Option<&str> {
         let by_type = || entity::of_event(self.event_type.as_deref()?);
         Some(self.clerk_id.as_ref().map(ClerkId::entity).or_else(by_type)?.kind)
@@ -62,9 +62,9 @@ impl Parked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QueueState {
-    /// It will be tried.
+    /// Will be tried.
     Pending,
-    /// It will not, unless somebody asks for it.
+    /// Will not be tried unless the operator asks for it.
     Dead,
 }
 
@@ -77,56 +77,56 @@ impl QueueState {
         }
     }
 
-    /// The state of this public name.
+    /// The state with this public name.
     pub fn named(name: &str) -> Option<Self> {
         [Self::Pending, Self::Dead].into_iter().find(|state| state.name() == name)
     }
 }
 
-/// How a parked delivery has fared so far.
+/// The attempts of a parked delivery so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
-    /// When it first came.
+    /// When it first arrived.
     pub received_at: DateTime<Utc>,
 }
 
-/// A delivery that waits or is dead, as `webhook_queue` and the private API have it: without its body.
+/// A delivery that waits or is dead, as in `webhook_queue` and the private API, but without its body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Entry)]
 pub struct Queued {
     #[schema(value_type = String, example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
     pub svix_id: SvixId,
-    /// Clerk's name of the event, if it could be read.
+    /// Clerk's event type, if it could be read.
     #[schema(example = "user.updated")]
     pub event_type: Option<String>,
-    /// Of what kind of object it is about, if its type could be read.
+    /// The kind of the object, if the event type could be read.
     #[schema(example = "user")]
     pub kind: Option<String>,
-    /// The object it is about, if that could be read.
+    /// The id of the object, if it could be read.
     #[schema(value_type = Option<String>, example = "user_29w83sxmDNGwOuEthce5gg56FcC")]
     pub clerk_id: Option<ClerkId>,
     /// `pending` or `dead`.
     #[schema(value_type = String, example = "dead")]
     pub state: QueueState,
-    /// How often it was tried.
+    /// Number of attempts so far.
     #[schema(example = 15)]
     pub attempts: u32,
-    /// When it is tried again; null if it is dead.
+    /// When the next attempt is due; null if it is dead.
     #[serde(serialize_with = "as_rfc3339")]
     pub next_attempt_at: Option<DateTime<Utc>>,
     #[serde(serialize_with = "as_rfc3339")]
     #[schema(example = "2026-11-16T08:00:00.250Z")]
     pub received_at: DateTime<Utc>,
-    /// Why it failed, without anybody's data; null if it was never tried.
+    /// Why it failed, without personal data; null if it was never tried.
     #[serde(serialize_with = "unless_empty")]
     #[schema(
         value_type = Option<String>,
-        example = "a constraint or trigger refuses (23514): table users, constraint users_check"
+        example = "a constraint or trigger refused the change (23514): table users, constraint users_check"
     )]
     pub last_error: String,
-    /// How long its body is.
+    /// Length of the body in bytes.
     #[schema(example = 2867)]
     pub bytes: u64,
 }
@@ -152,17 +152,17 @@ impl From<&Parked> for Queued {
     }
 }
 
-/// Which deliveries of `webhook_queue` are looked for.
+/// A filter for deliveries in `webhook_queue`.
 #[derive(Clone, Debug, Default)]
 pub struct QueueFilter {
-    /// Some of these.
+    /// Deliveries with one of these ids.
     pub ids: Option<Vec<SvixId>>,
     pub state: Option<QueueState>,
-    /// Those of this type of event.
+    /// Deliveries of this event type.
     pub event_type: Option<String>,
-    /// Those about this user.
+    /// Deliveries about this object.
     pub clerk_id: Option<ClerkId>,
-    /// Those whose id is greater.
+    /// Deliveries whose id is greater.
     pub after: Option<SvixId>,
 }
 
@@ -171,7 +171,7 @@ pub struct QueueFilter {
 pub struct QueueDepth {
     pub pending: u64,
     pub dead: u64,
-    /// When the first of those that wait became due, or will be.
+    /// When the first waiting delivery became due or will be due.
     pub first_due: Option<DateTime<Utc>>,
 }
 
@@ -187,38 +187,38 @@ pub struct Processed {
     pub processed_at: DateTime<Utc>,
 }
 
-/// Which processed deliveries are looked for.
+/// A filter for processed deliveries.
 #[derive(Clone, Debug, Default)]
 pub struct DeliveryFilter {
-    /// Some of these.
+    /// Deliveries with one of these ids.
     pub ids: Option<Vec<SvixId>>,
     pub event_type: Option<String>,
     pub outcome: Option<String>,
-    /// Those that were processed before this one.
+    /// Deliveries that were processed before this one.
     pub before: Option<(DateTime<Utc>, SvixId)>,
 }
 
-/// How many of the newest deliveries are looked through for those of a type or outcome: a search for what is rare must not
-/// read a whole table.
+/// How many of the newest deliveries are searched for an event type or outcome. The limit keeps a search for a rare value from
+/// reading the whole table.
 pub const LOOKED_THROUGH: u32 = 10_000;
 
-/// Rows that are kept only for a time.
+/// Rows that are kept only for a limited time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Old {
-    /// Ids of processed deliveries.
+    /// Records of processed deliveries.
     Processed,
-    /// Parked deliveries that are dead, by when they died.
+    /// Dead parked deliveries, by the time they became dead.
     Dead,
     /// Messages that were delivered or discarded.
     Told,
-    /// Messages that are dead, by when they died.
+    /// Dead messages, by the time they became dead.
     Untold,
-    /// Counts of what was answered.
+    /// Counts of answered webhooks.
     Activity,
 }
 
 impl Old {
-    /// What people call it.
+    /// The public name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Processed => "processed_webhooks",
@@ -230,13 +230,13 @@ impl Old {
     }
 }
 
-/// The deliveries that wait, and those that are processed, as a transaction writes them. Ids are given sorted and each at most
-/// once; empty slices cost nothing.
+/// Operations of a transaction on waiting and processed deliveries. Ids must be sorted and unique; empty slices cost nothing.
 #[async_trait]
 pub trait Inbox: Session {
-    /// Take deliveries that wait and are due at one of these times, the longest due first, at most `limit` of them, and none
-    /// after their bodies together have `bytes`. What is gone from before these times costs nothing. Until this transaction ends
-    /// nobody else gets them, and nobody waits for them; should its process die they are free at once.
+    /// Claim waiting deliveries that are due within this range, the longest overdue first. Stop after `limit` deliveries, or
+    /// once their bodies reach `bytes` in total. Removed entries from before the range cost nothing, because they are not
+    /// scanned. Until this transaction ends no other worker gets these deliveries, and none waits for them. If the process
+    /// dies, they are free at once.
     async fn claim(
         &mut self,
         due: RangeInclusive<DateTime<Utc>>,
@@ -244,40 +244,41 @@ pub trait Inbox: Session {
         bytes: u64,
     ) -> Result<Vec<Parked>>;
 
-    /// The same with these, as far as they wait, are due, and are not taken by somebody else.
+    /// Claim the deliveries among these that wait, are due, and are not claimed by another worker.
     async fn claim_these(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<Vec<Parked>>;
 
-    /// Keep deliveries that are to be processed, and return those that were recorded as processed before, of which
-    /// nothing is kept. What is kept already stays as it is, but if it was dead it is pending again.
+    /// Store deliveries for processing. Returns those that are already recorded as processed; they are not stored. A delivery
+    /// that is already stored stays as it is, except that a dead one becomes pending again.
     async fn enqueue(&mut self, queued: &[Parked]) -> Result<HashSet<SvixId>>;
 
-    /// Make deliveries due at `now` that are dead, with a fresh count of attempts, or that are to be tried only later;
-    /// returns how many. Those that somebody works on are left to them.
+    /// Make deliveries due at `now`: dead ones, whose count of attempts restarts at 0, and those whose retry is due later.
+    /// Returns how many. Deliveries that a worker has claimed are skipped.
     async fn revive(&mut self, ids: &[SvixId], now: DateTime<Utc>) -> Result<u64>;
 
-    /// Try deliveries that wait not before this time, though they have not failed. Those that somebody works on are left to
-    /// them.
+    /// Delay waiting deliveries until this time, although they have not failed. Deliveries that a worker has claimed are
+    /// skipped.
     async fn postpone(&mut self, ids: &[SvixId], until: DateTime<Utc>) -> Result<()>;
 
-    /// Record deliveries as processed; returns those that were not recorded before. None of them is parked any more,
-    /// also if it was recorded before: two replicas may have done both at once. One that somebody else works on at this
-    /// moment is theirs to remove, so that nobody waits for it.
+    /// Record deliveries as processed. Returns those that were not recorded before. All of them are removed from the queue,
+    /// even those that were recorded before, because two replicas may have parked and recorded one at once. A row that another
+    /// worker has claimed is left for that worker to remove, so that recording never waits for it.
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>>;
 
     /// Correct the outcome of recorded deliveries.
     async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()>;
 
-    /// What is known of these deliveries if they are parked.
+    /// The attempts so far of the parked deliveries among these.
     async fn waiting(&mut self, ids: &[SvixId]) -> Result<HashMap<SvixId, Waiting>>;
 
-    /// Keep deliveries for later, in place of a record that they were processed.
+    /// Store deliveries for later, and remove any record that they were processed.
     async fn park(&mut self, parked: &[Parked]) -> Result<()>;
 
-    /// Parked deliveries of no known object, and dead ones of objects that are no users, whose bytes contain one of these ids,
-    /// perhaps as part of a longer one; and all whose bytes have escapes or NULs, so that an id may be hidden in them.
+    /// Parked deliveries of no known object, and dead ones about objects other than users, whose bytes contain one of these
+    /// ids, perhaps as part of a longer one. Also such deliveries whose bytes contain escapes or NULs, because these may hide
+    /// an id.
     async fn unattributed(&mut self, ids: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>>;
 
-    /// Remove everything else that is kept of these users: parked deliveries, with these that name them, and audit actors.
-    /// A delivery that somebody else works on at this moment is left to them: they will find the user deleted.
+    /// Remove the remaining data about these users: their parked deliveries, `deliveries` that name them, and audit actors.
+    /// Deliveries that another worker has claimed are skipped: that worker finds the user deleted.
     async fn forget(&mut self, ids: &[ClerkId], deliveries: &[SvixId]) -> Result<()>;
 }

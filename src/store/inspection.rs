@@ -1,129 +1,129 @@
-//! What a database tells of itself to people: to those who look for the cause of a trouble, and to those who want to know
-//! how much there is.
+//! What a database reports about itself, for people who look for the cause of a problem or want to know sizes.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 use super::{MigrationStatus, Result};
 
-/// What is right and wrong with a database, read without writing anything.
+/// The state of a database and its problems, determined without writing anything.
 #[derive(Clone, Debug)]
 pub struct Inspection {
-    /// Such as `PostgreSQL 15.8`.
+    /// For example `PostgreSQL 15.8`.
     pub version: String,
-    /// The oldest version that will do, if this one is older.
+    /// The minimum supported version, if this one is older.
     pub needs: Option<&'static str>,
-    /// What its clock says; `None` if it has none of its own.
+    /// The time of its clock; `None` if it has no clock of its own.
     pub now: Option<DateTime<Utc>>,
-    /// Whether it is a copy that takes no writes.
+    /// Whether it is a read-only replica.
     pub standby: bool,
-    /// Whether it is set to be read only.
+    /// Whether it is configured as read-only.
     pub read_only: bool,
-    /// What we may not do, and would have to.
+    /// Privileges that clerk-sync needs but does not have.
     pub missing: Vec<Missing>,
-    /// [`ErrorKind::Schema`](super::ErrorKind::Schema) if another version of this program has been here; `None` if we may not look.
+    /// [`ErrorKind::Schema`](super::ErrorKind::Schema) if another version of clerk-sync migrated it; `None` if clerk-sync may
+    /// not read it.
     pub migrations: Option<Result<Vec<MigrationStatus>>>,
-    /// Whether tables with our names are ours. Only looked at if nothing is missing.
+    /// Whether clerk-sync created the tables with its names. Checked only if no privilege is missing.
     pub tables: Result<()>,
-    /// Tables of which row level security may hide rows from us; `None` if the database knows nothing like it.
+    /// Tables whose rows row level security may hide from clerk-sync; `None` if the database has no such feature.
     pub hidden: Option<Vec<Missing>>,
-    /// Rules that rewrite what we do with our tables, such as `audit_copy ON clerk.users`, and the statement that removes each.
+    /// Rules that rewrite statements on clerk-sync's tables, for example `audit_copy ON clerk.users`, and the statement that
+    /// drops each.
     pub rules: Vec<Missing>,
     /// Foreign keys that refer to tables of synced objects.
     pub references: Vec<Reference>,
-    /// How its sessions are reached; `None` if it has none.
+    /// How sessions reach the server; `None` if there are no sessions.
     pub route: Option<Route>,
-    /// Identity sequences that are behind the rows of their tables, or that we may not read.
+    /// Identity sequences that are behind the rows of their tables, or that clerk-sync may not read.
     pub sequences: Vec<BehindSequence>,
-    /// Settings of the server by which it can lose what it has committed, and what mends each.
+    /// Server settings under which committed data can be lost, and the remedy for each.
     pub settings: Vec<Missing>,
-    /// In a sentence, what changes the audit trail past its triggers, where an account such as ours may do it.
+    /// One sentence on how the audit trail can be changed despite its triggers, if clerk-sync's account may do so.
     pub bypass: Option<&'static str>,
-    /// How much there is, unless somebody holds a lock on it.
+    /// The sizes, unless another session holds a lock on a table.
     pub size: Result<Size>,
 }
 
-/// What we may not do.
+/// A missing privilege or another problem.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Missing {
-    /// Such as `INSERT on clerk.users`.
+    /// For example `INSERT on clerk.users`.
     pub what: String,
-    /// What mends it, mostly a statement.
+    /// The fix, usually a statement.
     pub remedy: String,
 }
 
-/// A foreign key of the application's.
+/// A foreign key of the application.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Reference {
-    /// Such as `public.orders (user_id)`.
+    /// For example `public.orders (user_id)`.
     pub place: String,
-    /// The table of ours that it refers to: `users`.
+    /// The clerk-sync table that it refers to, for example `users`.
     pub to: String,
-    /// The statement that makes the index that it lacks.
+    /// The statement that creates the missing index.
     pub remedy: Option<String>,
 }
 
-/// How a session of a database's server is reached.
+/// How a session reaches the database server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// The server sees our own ends of the connection.
+    /// The server sees the same addresses of the connection as clerk-sync does.
     Straight,
-    /// It sees another address, and the session is ours alone all the same.
+    /// The server sees another address, but no other client shares the session.
     Translated,
-    /// Somebody stands between who may hand it to others as well: a pooler.
+    /// A pooler sits between clerk-sync and the server, and may share the session with other clients.
     Shared,
 }
 
-/// An identity sequence that hands out numbers which are in use, as a restore may leave it, or that we may not read.
+/// An identity sequence that hands out numbers that are in use, for example after a restore, or that clerk-sync may not read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct BehindSequence {
     pub table: String,
-    /// With its schema, quoted where SQL wants it.
+    /// With its schema, quoted where SQL requires it.
     pub sequence: String,
-    /// The highest number that is in use.
+    /// The highest number in use.
     pub highest: i64,
-    /// The number that it hands out next; `None` if we may not read it.
+    /// The next number that it hands out; `None` if clerk-sync may not read it.
     pub next: Option<i64>,
-    /// Whether we may set it forward.
+    /// Whether clerk-sync may advance it.
     pub ours_to_set: bool,
 }
 
 impl BehindSequence {
-    /// What is wrong, in words.
+    /// A description of the problem.
     pub fn found(&self) -> String {
         let Self { table, sequence, highest, .. } = self;
         format!("the identity sequence {sequence} is behind the rows of {table}, which go up to {highest}")
     }
 
-    /// The statement that mends it.
+    /// The statement that fixes it.
     pub fn remedy(&self) -> String {
         format!("SELECT setval('{}', {});", self.sequence.replace('\'', "''"), self.highest)
     }
 }
 
-/// How much there is, in bytes.
+/// Sizes in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Size {
     pub database: u64,
-    /// Our tables and their indexes; `None` if that cannot be told apart.
+    /// clerk-sync's tables and their indexes; `None` if their size cannot be determined.
     pub ours: Option<u64>,
 }
 
-/// How much there is of everything.
+/// Row counts and sizes.
 #[derive(Clone, Debug)]
 pub struct Statistics {
-    /// Every table of ours.
+    /// Every table of clerk-sync.
     pub tables: Vec<(&'static str, Count)>,
-    /// Rows of users who are not deleted.
+    /// Rows of live users.
     pub standing: Count,
-    /// People who were erased here.
+    /// Number of erased people.
     pub erased: u64,
-    /// Deliveries that were processed since the given time, by outcome, the most frequent first; `None` if counting them
-    /// takes too long.
+    /// Deliveries processed since the given time, by outcome, the most frequent first; `None` if counting them takes too long.
     pub outcomes: Option<Vec<(String, u64)>>,
-    /// When a delivery was last processed.
+    /// When the last delivery was processed.
     pub last_event: Option<DateTime<Utc>>,
-    /// Of the whole database.
+    /// Size of the whole database.
     pub bytes: u64,
 }
 
@@ -131,12 +131,12 @@ pub struct Statistics {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
     pub rows: u64,
-    /// By what the database remembers of the table, rather than one by one.
+    /// Whether it is the database's estimate rather than a count.
     pub estimated: bool,
 }
 
 impl Count {
-    /// Counted one by one.
+    /// An exact count.
     pub(super) fn exact(rows: u64) -> Self {
         Self { rows, estimated: false }
     }

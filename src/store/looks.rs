@@ -1,4 +1,4 @@
-//! What people and programs read: rows, what is known of people and of their erasures, and deliveries. Nothing is locked.
+//! What people and programs read: rows, what is known about people and their erasures, and deliveries. Reads take no locks.
 
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -9,21 +9,21 @@ use super::{
 };
 use crate::model::{ClerkId, Entity, Receipt, Selection, SvixId};
 
-/// See the head of this file.
+/// Read-only queries. They take no locks.
 #[async_trait]
 pub trait Looks: Database {
     /// One object's row, deleted or not.
     async fn row(&self, id: &ClerkId) -> Result<Option<Row>>;
 
-    /// Up to `limit` rows of a kind in the order of their `id`, without those of deleted objects. Rows that are there when a
-    /// walk through the pages begins come exactly once.
+    /// Up to `limit` rows of a kind ordered by `id`, without those of deleted objects. Reading all pages returns each row that
+    /// existed at the start exactly once.
     async fn rows(&self, entity: &'static Entity, filter: &RowFilter, limit: u32) -> Result<Vec<Row>>;
 
-    /// The rows of these objects of a kind, without those that are deleted.
+    /// The rows of these objects of a kind, without deleted ones.
     async fn these(&self, entity: &'static Entity, ids: &[ClerkId]) -> Result<Vec<Row>>;
 
-    /// How many users signed up in each bucket, by its first day in UTC, of those who signed up at `from` or later and
-    /// before `to`. Empty buckets are left out, rows of anonymised users count. Times that cannot be read belong to no day.
+    /// Number of users who signed up in each bucket, by its first day in UTC, from `from` until before `to`. Empty buckets are
+    /// left out; rows of anonymised users count. Users whose time cannot be read are not counted.
     async fn signups(
         &self,
         bucket: Bucket,
@@ -31,15 +31,15 @@ pub trait Looks: Database {
         to: Option<DateTime<Utc>>,
     ) -> Result<Vec<(NaiveDate, u64)>>;
 
-    /// What is stored of these objects, read without locks: registers and rows, as far as there are any.
+    /// The stored registers and rows of these objects, where they exist, read without locks.
     async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known>;
 
-    /// The parts that are kept of these objects, as far as they have no tombstone, read without locks.
+    /// The stored parts of these objects that have no tombstone, read without locks.
     async fn parts_of(&self, owners: &[ClerkId]) -> Result<Vec<ClerkId>>;
 
-    /// Up to `limit` ids of objects of a kind whose erasure nobody has asked for, and which we last wrote before
-    /// `untouched_since` or never, in the order of the ids, after this one. What the application has marked as deleted is
-    /// among them.
+    /// Up to `limit` ids, greater than `after` and ordered by id, of objects of a kind whose erasure was never requested and
+    /// that clerk-sync last wrote before `untouched_since` or never. Objects that the application has marked as deleted are
+    /// included.
     async fn standing(
         &self,
         entity: &'static Entity,
@@ -48,24 +48,25 @@ pub trait Looks: Database {
         limit: u32,
     ) -> Result<Vec<ClerkId>>;
 
-    /// How many objects of a kind there are whose erasure nobody has asked for.
+    /// Number of objects of a kind whose erasure was never requested.
     async fn count_standing(&self, entity: &'static Entity) -> Result<u64>;
 
-    /// When an object of this kind, of which there are few, was last written; `None` if there is none. Reads the whole table.
+    /// When an object of this kind was last written; `None` if there are none. Reads the whole table, so use it only for small
+    /// ones.
     async fn last_written(&self, entity: &'static Entity) -> Result<Option<DateTime<Utc>>>;
 
-    /// Up to `limit` lines of the audit trail about one user, the oldest first, behind this one.
+    /// Up to `limit` audit lines about one user with ids greater than `after`, the oldest first.
     async fn audit_trail(&self, id: &ClerkId, after: Option<i64>, limit: u32) -> Result<Vec<AuditLine>>;
 
-    /// Up to `limit` of the newest of these lines, the newest first.
+    /// Up to `limit` audit lines about one user, the newest first.
     async fn newest_lines(&self, id: &ClerkId, limit: u32) -> Result<Vec<AuditLine>>;
 
-    /// Up to `limit` users whose erasure was held back until now or before, by id, from behind `after` on.
+    /// Up to `limit` users whose grace period ended at `now` or earlier, with ids greater than `after`, ordered by id.
     async fn held_due(&self, now: DateTime<Utc>, after: Option<&ClerkId>, limit: u32)
     -> Result<Vec<ClerkId>>;
 
-    /// Up to `limit` users who were erased here at this time or later, whenever that happened at Clerk, or are not wholly
-    /// erased yet, and those whose erasure is held back, in the order of their ids, after this one.
+    /// Up to `limit` users with ids greater than `after`, ordered by id. They are users that clerk-sync erased at `since` or
+    /// later, whenever Clerk deleted them, users who are not completely erased yet, and users whose erasure is delayed.
     async fn tombstones(
         &self,
         since: DateTime<Utc>,
@@ -76,7 +77,7 @@ pub trait Looks: Database {
     /// Every receipt of one user.
     async fn receipts_of(&self, id: &ClerkId) -> Result<Vec<Receipt>>;
 
-    /// Up to `limit` receipts that are not completed, asked for before this time, the oldest first, behind this one.
+    /// Up to `limit` open receipts that were requested before `before` and come after `after`, the oldest first.
     async fn open_receipts(
         &self,
         before: Option<DateTime<Utc>>,
@@ -84,23 +85,23 @@ pub trait Looks: Database {
         limit: u32,
     ) -> Result<Vec<Receipt>>;
 
-    /// How many receipts of each destination are not completed.
+    /// Number of open receipts of each destination.
     async fn open_erasures(&self) -> Result<Vec<OpenErasures>>;
 
-    /// When the first delivery that waits is due, of those that are due at this time or later, so that it is known whether a
-    /// transaction that claims is worth its beginning.
+    /// When the first waiting delivery is due, among those due at `since` or later. The caller uses it to decide whether to
+    /// begin a claiming transaction.
     async fn first_due(&self, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>>;
 
-    /// How many deliveries wait, and since when the first of them is due. Counted one by one: not to be asked often.
+    /// Number of waiting and dead deliveries, and when the first one is due. Counts every row: do not call it often.
     async fn queue_depth(&self) -> Result<QueueDepth>;
 
-    /// Up to `limit` deliveries of `webhook_queue`, in the order of their ids, without their bodies.
+    /// Up to `limit` deliveries of `webhook_queue` without their bodies, ordered by id.
     async fn queued(&self, filter: &QueueFilter, limit: u32) -> Result<Vec<Queued>>;
 
-    /// One delivery of `webhook_queue`, whole.
+    /// One delivery of `webhook_queue`, including its body.
     async fn parked(&self, id: &SvixId) -> Result<Option<Parked>>;
 
-    /// Up to `limit` of the newest processed deliveries, the newest first. With an event type or outcome only so many of the
-    /// newest are looked through as [`LOOKED_THROUGH`](super::LOOKED_THROUGH) says.
+    /// Up to `limit` processed deliveries, the newest first. With an event type or outcome, only the newest
+    /// [`LOOKED_THROUGH`](super::LOOKED_THROUGH) are searched.
     async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Processed>>;
 }

@@ -1,8 +1,8 @@
-//! Migrations: SQL files embedded in the binary, applied in order and remembered with a checksum.
+//! Migrations: SQL files embedded in the binary. They are applied in order and recorded with a checksum.
 
 use sha2::{Digest, Sha256};
 
-/// One migration of one keeper.
+/// One migration of one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Migration {
     /// 1, 2, 3, …
@@ -12,12 +12,12 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// SHA-256 of the file, in hexadecimal: a file that was changed after it was applied is noticed.
+    /// SHA-256 of the file, in hexadecimal. It reveals a file that was changed after it was applied.
     pub(super) fn checksum(&self) -> String {
         hex::encode(Sha256::digest(self.sql))
     }
 
-    /// Whether it makes this table.
+    /// Whether it creates this table.
     pub(super) fn makes(&self, table: &str) -> bool {
         self.sql.contains(&format!("CREATE TABLE IF NOT EXISTS {table} ("))
     }
@@ -30,23 +30,23 @@ impl Migration {
         known.iter().map(status).collect()
     }
 
-    /// The same.
+    /// As [`status`](Self::status), after checking what was applied.
     ///
     /// # Errors
-    /// As of [`pending`](Self::pending).
+    /// As for [`pending`](Self::pending).
     pub(super) fn checked(known: &[Self], applied: &[(i64, String)]) -> super::Result<Vec<MigrationStatus>> {
         Self::pending(known, applied).map(|_| Self::status(known, applied))
     }
 
-    /// Which of `known` are still to be applied, given versions and checksums of those that are.
+    /// The migrations of `known` that are not applied yet. `applied` holds the versions and checksums of the others.
     ///
     /// # Errors
-    /// If the database is newer than this program, or a file differs from what was applied.
+    /// If the database is newer than this program, or a file differs from the one that was applied.
     pub(super) fn pending(known: &[Self], applied: &[(i64, String)]) -> super::Result<Vec<Self>> {
         for (version, checksum) in applied {
             let Some(migration) = known.iter().find(|migration| migration.version == *version) else {
                 return Err(super::StoreError::schema(format!(
-                    "the database has migration {version}, which this version of clerk-sync does not know: run a newer one"
+                    "the database has migration {version}, which this version of clerk-sync does not know: run a newer version"
                 )));
             };
             if migration.checksum() != *checksum {
@@ -68,7 +68,7 @@ pub struct MigrationStatus {
     pub applied: bool,
 }
 
-// The files of `migrations/`, by database.
+// The files in `migrations/`, by database.
 include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 
 #[cfg(test)]

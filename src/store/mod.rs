@@ -1,23 +1,23 @@
-//! The store contract: what every database must be able to do for us, in verbs.
+//! The store contract: the operations that every database backend must provide.
 //!
-//! The rules stay in `sync`; a store only carries out. The verbs stand in five traits. For databases that speak SQL each is written
-//! once, in `sql`; another one implements them itself.
+//! The rules are in `sync`; a store only executes them. The first five traits in the table define most operations. For SQL
+//! databases each of these is written once, in `sql`; other backends implement them directly. Every backend implements
+//! [`Session`] and [`Database`] itself.
 //!
-//! | trait | what it is about | whose verbs |
+//! | trait | subject | operations of |
 //! |---|---|---|
-//! | [`Ledger`] | synced objects, and what belongs to a change of them | a transaction's |
-//! | [`Inbox`] | deliveries | a transaction's |
-//! | [`Outbox`] | messages, and the systems that they are for | the store's |
-//! | [`Notes`] | leases, runs, seals, activity, and what is no longer kept | the store's |
-//! | [`Looks`] | what people and programs read | the store's |
-//! | [`Session`] | how a transaction takes out rows and ends | a transaction's |
-//! | [`Database`] | migrations, health, sizes, and tables that are not ours | the store's |
+//! | [`Ledger`] | synced objects, and the records that belong to a change of them | a transaction |
+//! | [`Inbox`] | deliveries | a transaction |
+//! | [`Outbox`] | messages, and the systems that receive them | the store |
+//! | [`Notes`] | leases, runs, seals, activity, and the removal of old data | the store |
+//! | [`Looks`] | what people and programs read | the store |
+//! | [`Session`] | how a transaction removes rows and ends | a transaction |
+//! | [`Database`] | migrations, health, sizes, and the application's tables | the store |
 //!
-//! The keepers stand here, each in a folder of its own, and one suite of promises (`tests/it/promises.rs`) is this contract in
-//! executable form.
+//! Each backend has its own folder here. One test suite (`tests/it/promises.rs`) is this contract in executable form.
 //!
-//! A transaction that is dropped is rolled back, also when the task that held it was cancelled or ran out of time:
-//! its connection is closed rather than handed to anybody else.
+//! A dropped transaction is rolled back, even if its task was cancelled or timed out. Its connection is closed instead of being
+//! returned to the pool.
 
 mod database;
 mod erasures;
@@ -62,77 +62,77 @@ pub use outbox::{
 
 use crate::model::{ClerkId, Field, LineHash, Object, Outcome, Register, Seal, SvixId};
 
-/// What a store call gives.
+/// The result of a store call.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// A database that keeps what we sync, in three parts: what other systems are told, what the service remembers, and what people
-/// and programs read. [`Ledger`] and [`Inbox`] are the verbs of its transactions.
+/// A database with the synced data. [`Outbox`], [`Notes`] and [`Looks`] cover messages to other systems, the service's own
+/// state, and what people and programs read. [`Ledger`] and [`Inbox`] are the operations of its transactions.
 #[async_trait]
 pub trait Store: Outbox + Notes + Looks {
     /// Begin a transaction that writes.
     async fn begin(&self, patience: Patience) -> Result<Box<dyn Transaction>>;
 
-    /// Begin one of a few statements. Its first statement may fail with what its opening would have failed with.
+    /// Begin a short transaction of a few statements. An error in opening it may only appear at its first statement.
     async fn begin_at_once(&self) -> Result<Box<dyn Transaction>>;
 }
 
-/// A transaction: what it does with synced objects, and with deliveries.
+/// A transaction: operations on synced objects and on deliveries.
 pub trait Transaction: Ledger + Inbox {}
 
 impl<S: Ledger + Inbox> Transaction for S {}
 
-/// Hears when somebody leaves something to be worked on.
+/// Waits for notifications that there is new work.
 #[async_trait]
 pub trait Listener: Send {
-    /// Wait until something was left. After an error nothing is heard any more.
+    /// Wait until new work is announced. After an error the listener receives no further notifications.
     async fn heard(&mut self) -> Result<()>;
 }
 
-/// The index that `UNIQUE_EMAIL` makes and removes. Nothing else touches it, and it touches no other.
+/// The index that `UNIQUE_EMAIL` creates and drops. No other code touches it, and `UNIQUE_EMAIL` touches no other index.
 pub const UNIQUE_EMAIL_INDEX: &str = "users_unique_email";
 
-/// An address, and who has it.
+/// An email address and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// As it was asked for.
+    /// As the caller wrote it.
     pub given: String,
     /// As the database compares it.
     pub folded: String,
-    /// A user who is not deleted.
+    /// A live user with this address.
     pub owner: Option<ClerkId>,
 }
 
-/// What is done with marks of deletion.
+/// Whether [`Session::mark`] sets or clears `deleted_at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     Set,
     Unset,
 }
 
-/// A way to take out a user's row.
+/// A way to remove a user's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Delete,
     Anonymize,
 }
 
-/// What became of a row that was to be taken out.
+/// What happened to a row that was to be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RowFate {
     Deleted,
     Anonymized,
-    /// It is there and tells who it was, for this reason.
+    /// The row still exists and identifies its user, for this reason.
     Stands(StoreError),
 }
 
 /// How long a transaction waits for locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Patience {
-    /// 1.5 s: somebody is working, and will soon be done.
+    /// 1.5 s: another session is working and is expected to finish soon.
     Normal,
-    /// 50 ms: one of many small steps, which together must not outlast the sender's patience.
+    /// 50 ms: for one of many small steps that together must stay within the sender's timeout.
     Short,
-    /// As `Normal`, but a statement may take 20 s: nobody waits for an answer.
+    /// As `Normal`, but a statement may take 20 s, because no client waits for an answer.
     Long,
 }
 
@@ -142,39 +142,39 @@ pub enum Readiness {
     Ready,
     /// Reachable, but migrations are pending.
     SchemaNotCurrent,
-    /// Reachable, but nothing can be written for now.
+    /// Reachable, but it currently accepts no writes.
     ReadOnly,
-    /// Row level security may hide rows of our tables: see [`Database::hidden`].
+    /// Row level security may hide rows of clerk-sync's tables: see [`Database::hidden`].
     RowsHidden,
 }
 
-/// A row with what only others see of it.
+/// An object's row, with the columns that only readers need.
 #[derive(Clone)]
 pub struct Row {
-    /// The database's own number of the row.
+    /// The value of the `id` column.
     pub id: i64,
     pub object: Object,
-    /// The application's own, as JSON text, where the table has such a column.
+    /// The application's preferences as JSON text, if the table has that column.
     pub preferences: Option<String>,
 }
 
 impl Row {
-    /// The row, unless its user is deleted: then the person is gone.
+    /// The row, or `None` if the object is marked as deleted.
     pub fn standing(self) -> Option<Self> {
         self.object.deleted_at.is_none().then_some(self)
     }
 }
 
-/// Which rows are looked for.
+/// A filter for rows.
 #[derive(Clone, Default)]
 pub struct RowFilter {
-    /// Those with this value in this column: an address, in any case, or the id of a parent.
+    /// Rows with this value in this column. An address matches in any case; other values are ids of parents.
     pub with: Option<(Field, String)>,
-    /// Those whose `id` is greater.
+    /// Rows whose `id` is greater.
     pub after: Option<i64>,
 }
 
-/// How sign-ups are put together.
+/// The interval by which sign-ups are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bucket {
     Day,
@@ -184,7 +184,7 @@ pub enum Bucket {
 }
 
 impl Bucket {
-    /// The public name, which databases know as well.
+    /// The public name. The databases use the same one.
     pub fn name(self) -> &'static str {
         match self {
             Self::Day => "day",
@@ -193,13 +193,13 @@ impl Bucket {
         }
     }
 
-    /// The bucket of this public name.
+    /// The bucket with this public name.
     pub fn named(name: &str) -> Option<Self> {
         [Self::Day, Self::Week, Self::Month].into_iter().find(|bucket| bucket.name() == name)
     }
 }
 
-/// A delivery that was processed.
+/// A processed delivery.
 #[derive(Debug)]
 pub struct Record<'a> {
     pub svix_id: &'a SvixId,
@@ -210,19 +210,19 @@ pub struct Record<'a> {
     pub processed_at: DateTime<Utc>,
 }
 
-/// Bounds of [`Activity::within`], in milliseconds.
+/// Upper bounds of [`Activity::within`], in milliseconds.
 pub const WITHIN: [u32; 6] = [5, 25, 100, 500, 2_000, 10_000];
 
-/// How many webhooks of one kind were answered in one stretch of time.
+/// Number of webhooks answered in one interval, per event type, outcome and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activity {
-    /// When the stretch began.
+    /// When the interval began.
     pub at: DateTime<Utc>,
-    /// The type of event, as in the metrics.
+    /// The event type, as in the metrics.
     pub event: String,
-    /// As in the metrics.
+    /// The outcome, as in the metrics.
     pub outcome: String,
-    /// Why it was rejected or failed; else empty.
+    /// Why the webhooks were rejected or failed; empty otherwise.
     pub reason: String,
     /// When the last of them was answered.
     pub latest: DateTime<Utc>,
@@ -231,27 +231,27 @@ pub struct Activity {
     pub within: [u64; WITHIN.len()],
 }
 
-/// What a seal may be put on.
+/// The newest seal, and the audit lines that the next seals can cover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToSeal {
     pub newest: Option<Seal>,
     pub lines: Vec<LineHash>,
 }
 
-/// What waits for its time.
+/// When pending work becomes due.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outlook {
-    /// When the first delivery of the queue is due.
+    /// When the first delivery in the queue is due.
     pub delivery: Option<DateTime<Utc>>,
-    /// When the first message is.
+    /// When the first message is due.
     pub message: Option<DateTime<Utc>>,
-    /// Until when the first erasure is held back.
+    /// When the grace period of the first delayed erasure ends.
     pub erasure: Option<DateTime<Utc>>,
     /// Counted up to [`Seal::LINES`].
     pub unsealed: Unsealed,
 }
 
-/// Lines of the audit trail that no seal covers.
+/// Audit lines that no seal covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unsealed {
     pub lines: u64,
@@ -259,49 +259,49 @@ pub struct Unsealed {
     pub since: Option<DateTime<Utc>>,
 }
 
-/// A step of one user's register.
+/// A new value for one object's version register.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advance {
     pub clerk_id: ClerkId,
     pub register: Register,
-    /// Whether the register had no entry when it was read.
+    /// Whether the register did not exist when it was read.
     pub new: bool,
 }
 
-/// The room that a database takes up, in bytes.
+/// The disk space of a database, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// All of it, whoever's tables they are.
+    /// Used by the whole database, including the application's tables.
     pub taken: u64,
-    /// What is left for us where it is; `None` if only its server can know.
+    /// Still available on its volume; `None` if only the server can know.
     pub free: Option<u64>,
 }
 
-/// Which instance of Clerk the users are of, and what came of others.
+/// The Clerk instance that the users belong to, and the last refusal of another instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Such as `ins_2fZ…`.
+    /// For example `ins_2fZ…`.
     pub instance: String,
-    /// The one before a change, until it is settled what becomes of its users.
+    /// The previous instance after a change, until it is decided what happens to its users.
     pub previous: Option<String>,
-    /// Whose events were refused last, and when.
+    /// The instance whose event was refused last, and when.
     pub refused: Option<(String, DateTime<Utc>)>,
-    /// Whether a key of the Backend API said so, and not only the first event.
+    /// Whether a Backend API key confirmed the instance; false if only the first event named it.
     pub confirmed: bool,
 }
 
-/// What the tables say of the time before a start.
+/// What the tables show about the time before this process started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum History {
-    /// There never was a user or a webhook.
+    /// The tables never held a user or a webhook.
     Empty,
-    /// The last webhook and the last finished run through all users are older than was asked.
+    /// The last webhook and the last finished run over all users are older than the requested time.
     Silent,
-    /// There was one since.
+    /// There was a webhook or a finished run since then.
     Recent,
 }
 
-/// What a run does.
+/// The purpose of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunKind {
     Backfill,
@@ -318,16 +318,16 @@ impl RunKind {
     }
 }
 
-/// A run through all users at Clerk.
+/// A backfill or reconcile run over Clerk's objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     pub id: String,
     pub kind: RunKind,
-    /// Who works on it.
+    /// The process that works on it.
     pub owner: String,
-    /// A digest of what was asked for.
+    /// A digest of the requested parameters.
     pub parameters: String,
-    /// Whether it goes through all users, not only some.
+    /// Whether the run covers all users rather than some.
     pub everybody: bool,
     /// JSON.
     pub progress: String,
@@ -336,39 +336,39 @@ pub struct Run {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// A table that is not ours.
+/// A table of the application.
 #[derive(Clone, Debug)]
 pub struct ForeignTable {
     pub columns: Vec<ForeignColumn>,
     pub rows: u64,
-    /// In which zone the times are that have none; `None` if only the user can know.
+    /// The time zone of times that have none; `None` if only the operator can know.
     pub zone: Option<String>,
-    /// Whether a policy hides rows from us.
+    /// Whether a row level security policy hides rows from clerk-sync.
     pub hides_rows: bool,
 }
 
-/// A column of a table that is not ours.
+/// A column of an application's table.
 #[derive(Clone, Debug, Default)]
 pub struct ForeignColumn {
     pub name: String,
-    /// Whether it can hold text. Values of other types may be large, and are only counted.
+    /// Whether it can hold text. Other types may hold large values, so those are only counted.
     pub is_text: bool,
-    /// Whether its type is one of times without a zone.
+    /// Whether it holds times without a zone.
     pub lacks_zone: bool,
-    /// In how many rows there is something; an empty text is nothing.
+    /// Number of rows with a value. An empty text does not count.
     pub filled: u64,
-    /// In how many rows there is a text that begins as ids of Clerk's users do.
+    /// Number of rows whose text begins like a Clerk user id.
     pub like_ids: u64,
-    /// In how many of them it is as long as an id, and has no other characters.
+    /// Number of those rows whose text also has the length and the characters of an id.
     pub ids: u64,
 }
 
-/// What is read of a table that is not ours.
+/// What to read from an application's table.
 #[derive(Clone, Debug)]
 pub struct ForeignReading {
-    /// The table, as the user wrote it.
+    /// The table name, as the operator wrote it.
     pub table: String,
-    /// The column of the ids.
+    /// The column that holds the ids.
     pub id: String,
     /// The other columns.
     pub columns: Vec<String>,
@@ -376,13 +376,13 @@ pub struct ForeignReading {
     pub condition: Option<String>,
 }
 
-/// A row of a table that is not ours.
+/// A row of an application's table.
 #[derive(Clone, Debug)]
 pub struct ForeignRow {
-    /// As the table has it: it may be no usable id.
+    /// The id as stored; it may be unusable.
     pub id: String,
-    /// The columns, by name.
+    /// The values, by column name.
     pub values: serde_json::Map<String, serde_json::Value>,
-    /// Whether the condition holds.
+    /// Whether the row meets the condition.
     pub meets_condition: bool,
 }

@@ -1,5 +1,5 @@
-//! What the service has to remember beside the data: leases, runs, the instance of Clerk, activity, seals; and what it no longer
-//! keeps.
+//! The service's own state in addition to the synced data: leases, runs, the Clerk instance, activity and seals. Also the
+//! removal of old data.
 
 use std::time::Duration;
 
@@ -11,87 +11,85 @@ use super::{
 };
 use crate::model::{Entity, FieldSet, LineHash, Seal};
 
-/// See the head of this file.
+/// The service's own state, and the removal of old data.
 #[async_trait]
 pub trait Notes: Database {
-    /// Get a lease, or keep it for longer; false if somebody else has it. It is given up by itself after `lasting`, by
-    /// the database's clock.
+    /// Acquire or extend a lease; false if another holder has it. It expires after `lasting` by the database's clock.
     async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool>;
 
-    /// Give a lease back, if it is this holder's.
+    /// Release a lease, if this holder has it.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;
 
-    /// The newest run of this kind and these parameters that did not finish.
+    /// The newest unfinished run of this kind with these parameters.
     async fn unfinished_run(&self, kind: RunKind, parameters: &str) -> Result<Option<Run>>;
 
-    /// The run of this kind and these parameters that last came to its end; without parameters, of those through all users.
+    /// The run of this kind with these parameters that finished last; with `None`, among the runs over all users.
     async fn last_finished(&self, kind: RunKind, parameters: Option<&str>) -> Result<Option<Run>>;
 
-    /// Write a run, taking it over from its owner so far.
+    /// Write a run, and take it over from any previous owner.
     async fn begin_run(&self, run: &Run) -> Result<()>;
 
-    /// Write how far a run has come; false if somebody else has taken it over.
+    /// Store the progress of a run; false if another process has taken it over.
     async fn save_run(&self, run: &Run) -> Result<bool>;
 
-    /// Forget runs that were last worked on before this.
+    /// Delete runs that were last updated before this time.
     async fn prune_runs(&self, before: DateTime<Utc>) -> Result<()>;
 
-    /// What the tables say of the time from `since` until `until`, when the service started.
+    /// What the tables show about the time from `since` to `until`, the start of the service.
     async fn history(&self, since: DateTime<Utc>, until: DateTime<Utc>) -> Result<History>;
 
-    /// Which instance of Clerk the users are of, if that is known.
+    /// The Clerk instance that the users belong to, if known.
     async fn origin(&self) -> Result<Option<Origin>>;
 
-    /// Remember that the users are of this instance of Clerk, unless one is remembered; returns the one that is. Of several
-    /// who claim at the same time one is first, and all hear of it.
+    /// Store the Clerk instance that the users belong to, unless one is stored. Returns the stored one. If several processes
+    /// claim at once, one wins and all of them get its value.
     async fn claim_instance(&self, id: &str) -> Result<String>;
 
-    /// Let the users be of this instance of Clerk from now on. Another one that was remembered is then
-    /// [the one before](Origin::previous).
+    /// Change the Clerk instance that the users belong to. A different one that was stored before becomes the [previous
+    /// one](Origin::previous).
     async fn change_instance(&self, id: &str) -> Result<()>;
 
-    /// Forget the instance before: it is settled what becomes of its users.
+    /// Forget the previous instance, after it was decided what happens to its users.
     async fn settle_instance(&self) -> Result<()>;
 
-    /// Note that an event of this other instance was refused now.
+    /// Record that an event of this other instance was refused at `now`.
     async fn note_refused(&self, id: &str, now: DateTime<Utc>) -> Result<()>;
 
-    /// Add to what is counted of a minute.
+    /// Add to the counts of a minute.
     async fn add_activity(&self, counted: &[Activity]) -> Result<()>;
 
-    /// What was counted since then, put together by so many seconds from the epoch on, in the order of time.
+    /// The counts since this time, summed over intervals of this many seconds from the epoch, ordered by time.
     async fn activity(&self, since: DateTime<Utc>, seconds: u32) -> Result<Vec<Activity>>;
 
-    /// What waits for its time, of messages those for these sinks, of messages and deliveries those that are due at this time or
-    /// later, in one short look.
+    /// When pending work becomes due, in one short query. It covers the messages of these sinks, and only messages and
+    /// deliveries that are due at `since` or later.
     async fn outlook(&self, sinks: &[String], since: DateTime<Utc>) -> Result<Outlook>;
 
-    /// The newest seal, and up to `limit` lines of the audit trail behind it in the order of their ids, each of which is
-    /// there for good: no line can appear before one of them any more. Waits a moment, and holds up nobody, for lines that
-    /// are being written.
+    /// The newest seal, and up to `limit` later audit lines ordered by id. All of them are final: no line can still appear
+    /// before any of them. Waits briefly for lines that are being written, without blocking any writer.
     async fn to_seal(&self, limit: u32) -> Result<ToSeal>;
 
-    /// Append seals, all or none; false if there is one of such a number already: somebody else was faster.
+    /// Append seals, all or none; false if a seal with such a number exists, because another process was faster.
     async fn add_seals(&self, seals: &[Seal]) -> Result<bool>;
 
-    /// Up to `limit` seals in the order of their numbers, behind this one.
+    /// Up to `limit` seals after this number, ordered by number.
     async fn seals(&self, after: i64, limit: u32) -> Result<Vec<Seal>>;
 
-    /// Up to `limit` lines of the audit trail in the order of their ids, behind the one and up to the other.
+    /// Up to `limit` audit lines with ids greater than `after` and up to `until`, ordered by id.
     async fn audit_lines(&self, after: i64, until: i64, limit: u32) -> Result<Vec<LineHash>>;
 
-    /// How many lines no seal covers yet; counted up to `at_most`.
+    /// Number of lines that no seal covers yet, counted up to `at_most`.
     async fn unsealed(&self, at_most: u32) -> Result<Unsealed>;
 
-    /// How many rows of a kind are older than this.
+    /// Number of rows of a kind that are older than this time.
     async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64>;
 
-    /// Forget up to `limit` rows of a kind that are older than this; returns how many.
+    /// Delete up to `limit` rows of a kind that are older than this time; returns how many.
     async fn prune(&self, kind: Old, before: DateTime<Utc>, limit: u32) -> Result<u64>;
 
-    /// Set all columns of a kind that can be synced but those of `keep` to NULL, in the next `limit` rows behind this `id`
-    /// that are not anonymised; on a dry run only count. `None` if there is no further row. Refusals of the application are as in
-    /// [`Session::erase`](super::Session::erase).
+    /// In the next `limit` rows after this `id` that are not anonymised, set all columns of a kind that can be synced to NULL,
+    /// except those in `keep`. A dry run only counts. Returns `None` if there are no further rows. Refusals by the application
+    /// are handled as in [`Session::erase`](super::Session::erase).
     async fn minimize(
         &self,
         entity: &'static Entity,

@@ -1,6 +1,6 @@
-//! The outbox: what other systems are told, how far that has come, and what is known of them.
+//! The outbox: messages to other systems, their delivery state, and what is recorded about these systems.
 //!
-//! Messages are written and recalled by a [`Transaction`](super::Transaction) beside the changes that they tell of.
+//! A [`Transaction`](super::Transaction) writes and recalls messages together with the changes that they report.
 
 use std::fmt;
 
@@ -15,15 +15,15 @@ use crate::{
     telemetry::TraceContext,
 };
 
-/// A message on its way into the outbox.
+/// A message to be written to the outbox.
 #[derive(Clone)]
 pub struct Outgoing {
-    /// What the receiver sees.
+    /// The id that the receiver sees.
     pub message_id: String,
     pub sink: String,
     pub clerk_id: ClerkId,
     pub kind: MessageType,
-    /// JSON: personal data.
+    /// JSON with personal data.
     pub payload: String,
     pub created_at: DateTime<Utc>,
     /// The trace of the change that wrote it.
@@ -37,20 +37,20 @@ impl fmt::Debug for Outgoing {
     }
 }
 
-/// A right to deliver one message, for a while.
+/// The temporary right to deliver one message.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    /// Nobody else's: it tells a late answer from one in time.
+    /// Unique to this lease, so that a late result can be distinguished from a timely one.
     pub token: String,
     pub now: DateTime<Utc>,
-    /// When it ends by itself.
+    /// When the lease expires.
     pub until: DateTime<Utc>,
-    /// Where the sink is, as a hash without spaces. It is written down that it was told there of those who are claimed,
-    /// unless they are to be deleted.
+    /// The sink's address, as a hash without spaces. Claiming records for each user that the sink was notified at this address,
+    /// unless the message is a deletion.
     pub address: String,
 }
 
-/// A message that somebody delivers now.
+/// A message that a worker is delivering.
 #[derive(Clone)]
 pub struct Claimed {
     pub id: i64,
@@ -58,15 +58,15 @@ pub struct Claimed {
     pub sink: String,
     pub clerk_id: ClerkId,
     pub kind: MessageType,
-    /// JSON: personal data.
+    /// JSON with personal data.
     pub payload: String,
-    /// Before this one.
+    /// Number of earlier attempts.
     pub attempts: u32,
     pub created_at: DateTime<Utc>,
     /// The token of the lease.
     pub lease: String,
-    /// Where the sink was when it was told of the user: hashes with spaces between them, behind a `-` where the user was
-    /// erased since.
+    /// The sink's addresses at which it was notified about the user: hashes separated by spaces, with a leading `-` if the user
+    /// was erased since.
     pub addresses: String,
     /// The trace of the change that wrote it.
     pub trace: TraceContext,
@@ -80,8 +80,8 @@ impl fmt::Debug for Claimed {
 }
 
 impl Claimed {
-    /// The sink is about to be told of the user at this address; false if it was told there before. A deletion tells it
-    /// nothing.
+    /// Record that the sink is about to be notified about the user at this address; false if it already was, or if the message
+    /// is a deletion, which reveals nothing.
     pub(super) fn is_told_at(&mut self, address: &str) -> bool {
         let is_new = !self.kind.is_deletion() && self.addresses.split(' ').all(|known| known != address);
         if is_new {
@@ -94,55 +94,55 @@ impl Claimed {
     }
 }
 
-/// What is written of a message whose delivery ended.
+/// The result of a delivery, to be written to its message.
 #[derive(Clone, Debug)]
 pub struct Finished<'m> {
     pub message: &'m Claimed,
     pub state: MessageState,
-    /// How often it was tried.
+    /// Number of attempts so far.
     pub attempts: u32,
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// Why it was not delivered, if it was tried.
+    /// Why the delivery failed, if it was tried.
     pub error: Option<&'m str>,
-    /// The next message of its user may go.
+    /// Whether the user's next message becomes due.
     pub frees_next: bool,
-    /// What the receipt of the erasure gets that it is for.
+    /// The update of the erasure receipt, if the message is a deletion.
     pub receipt: Option<ReceiptStep>,
 }
 
-/// What the receipt of an erasure gets.
+/// An update of an erasure receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiptStep {
-    /// One more attempt that failed.
+    /// Another attempt failed.
     Attempted,
-    /// The sink knows nothing of the user any more.
+    /// The sink holds no data about the user any more.
     Completed,
 }
 
-/// What an operator does with messages.
+/// An operator's action on messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
-    /// Make dead ones pending and due. Those stay dead whose user has had a later message delivered, or has one on its way:
-    /// what they say is out of date.
+    /// Make dead messages pending and due. A message stays dead if a later one about its user was delivered or is being
+    /// delivered, because its content is out of date.
     Retry,
-    /// Give up those that are dead or wait, and forget what they say. Deletions and what is on its way stay.
+    /// Discard dead or waiting messages and their payloads. Deletions, and messages that are being delivered, stay.
     Discard,
 }
 
-/// Messages of one sink by state.
+/// Number of messages of one sink, by state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkDepth {
     pub sink: String,
     pub pending: u64,
     pub dead: u64,
-    /// When the oldest pending one was written.
+    /// When the oldest pending message was written.
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// Of whom a sink was told while it was somewhere else.
+/// Users that a sink was notified about at another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elsewhere {
-    /// Whether it was last used at another address.
+    /// Whether the sink's last recorded address is a different one.
     pub moved: bool,
     pub users: u64,
 }
@@ -171,35 +171,35 @@ impl MessageState {
         }
     }
 
-    /// The state of this public name.
+    /// The state with this public name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 }
 
-/// Which messages are looked for.
+/// A filter for messages.
 #[derive(Clone, Debug, Default)]
 pub struct MessageFilter {
-    /// Those of these ids.
+    /// Messages with one of these ids.
     pub ids: Option<Vec<i64>>,
     pub sink: Option<String>,
     pub state: Option<MessageState>,
-    /// Those whose `id` is greater.
+    /// Messages whose `id` is greater.
     pub after: Option<i64>,
 }
 
-/// A message for one sink, as the outbox and the private API have it: without what it says.
+/// A message for one sink, as in the outbox and the private API, but without its payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = OutboxMessage)]
 pub struct StoredMessage {
     #[schema(example = 42)]
     pub id: i64,
-    /// What the receiver sees.
+    /// The id that the receiver sees.
     #[schema(example = "msg_5f3c0a1e9b7d4c2f8e6a0b1c2d3e4f50")]
     pub message_id: String,
     #[schema(example = "crm")]
     pub sink: String,
-    /// Of what kind of object it is about.
+    /// The kind of the object that it is about.
     #[serde(rename = "kind")]
     #[schema(example = "user")]
     pub of: &'static str,
@@ -211,7 +211,8 @@ pub struct StoredMessage {
     #[schema(value_type = String, example = "pending")]
     pub state: MessageState,
     pub attempts: u32,
-    /// Null unless it is pending and the oldest of its user; while it is under way, when whoever has it counts as dead.
+    /// When the next attempt is due. Null unless the message is pending and the oldest of its user. While it is under way, the
+    /// time at which its worker counts as dead.
     #[serde(serialize_with = "as_rfc3339")]
     pub next_attempt_at: Option<DateTime<Utc>>,
     #[serde(rename = "under_way")]
@@ -220,22 +221,22 @@ pub struct StoredMessage {
     pub created_at: DateTime<Utc>,
     #[serde(serialize_with = "as_rfc3339")]
     pub finished_at: Option<DateTime<Utc>>,
-    /// Without anybody's data.
+    /// Without personal data.
     #[schema(example = "status 500")]
     pub last_error: Option<String>,
 }
 
-/// What other systems are told, how far that has come, and what is known of these systems. Messages are written and recalled by a
-/// transaction beside the changes that they tell of.
+/// Messages to other systems, their delivery state, and what is recorded about these systems. A transaction writes and recalls
+/// messages together with the changes that they report.
 #[async_trait]
 pub trait Outbox: Database {
-    /// When the first message for this sink that waits is due, of those that are due at this time or later, unless the sink is
-    /// paused: so that it is known whether a transaction that claims is worth its beginning.
+    /// When this sink's first waiting message is due, among those due at `since` or later; `None` if the sink is paused. The
+    /// caller uses it to decide whether to begin a claiming transaction.
     async fn first_message_due(&self, sink: &str, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>>;
 
-    /// Take up to `limit` messages for this sink that are due since this time, each of another user, unless the sink is paused.
-    /// Only the oldest pending message of a user is ever taken, and nobody else gets it, or a later one of that user,
-    /// before it is [finished](Self::finish_messages) or the lease ends.
+    /// Claim up to `limit` messages for this sink that are due at `since` or later, each about another user; none if the sink
+    /// is paused. Only the oldest pending message of a user can be claimed. No other worker gets it, or a later one of that
+    /// user, before it is [finished](Self::finish_messages) or the lease expires.
     async fn claim_messages(
         &self,
         sink: &str,
@@ -244,44 +245,45 @@ pub trait Outbox: Database {
         limit: u32,
     ) -> Result<Vec<Claimed>>;
 
-    /// Write what became of messages, all or none; returns how many were written. A message is skipped if another worker has
-    /// claimed it since the lease ended, or if an erasure removed it. If an erasure emptied a message meanwhile, its row is
+    /// Write the results of deliveries, all or none; returns how many were written. A message is skipped if another worker has
+    /// claimed it since the lease expired, or if an erasure removed it. If an erasure emptied a message meanwhile, its row is
     /// deleted unless it was delivered, and the next message of that user becomes due.
     async fn finish_messages(&self, finished: &[Finished<'_>], now: DateTime<Utc>) -> Result<u64>;
 
-    /// What waits and what is dead, by sink. Counted one by one: not to be asked often.
+    /// Pending and dead messages by sink. Counts every row: do not call it often.
     async fn outbox_depth(&self) -> Result<Vec<SinkDepth>>;
 
-    /// Up to `limit` messages in the order of their `id`, in every state.
+    /// Up to `limit` messages in any state, ordered by `id`.
     async fn messages(&self, filter: &MessageFilter, limit: u32) -> Result<Vec<StoredMessage>>;
 
-    /// What a message says, as JSON, if it is still kept.
+    /// The payload of a message as JSON, if it is still stored.
     async fn message_body(&self, id: i64) -> Result<Option<String>>;
 
-    /// Do this with messages; returns with how many it could be done.
+    /// Apply an operator's action to messages; returns to how many it applied.
     async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64>;
 
-    /// Hand out no more messages for this sink, from this time on; without one, hand them out again. Returns whether that
-    /// changed anything. What is on its way is not held up.
+    /// Pause a sink from `since` on, so that its messages are no longer claimed; with `None`, resume it. Returns whether that
+    /// changed anything. Deliveries that are under way continue.
     async fn set_paused(&self, sink: &str, since: Option<DateTime<Utc>>) -> Result<bool>;
 
-    /// Which sinks are paused, and since when.
+    /// The paused sinks, and since when each is paused.
     async fn paused_sinks(&self) -> Result<Vec<(String, DateTime<Utc>)>>;
 
-    /// Remember where a sink is from now on. If that is another address than before, its deletions that wait become due.
-    /// With `moved` it is the same system as before: users that it was told of there count as told of here.
+    /// Record the address of a sink. If it differs from the previous one, the sink's waiting deletions become due. With `moved`
+    /// it is the same system as before, so users that it was notified about there count as notified here.
     async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()>;
 
-    /// Whether a sink is remembered at another address, and of how many users it was told at another one. Counted one by
-    /// one.
+    /// Whether a sink's recorded address differs from this one, and the number of users that it was notified about at a
+    /// different one. Counts every row.
     async fn told_elsewhere(&self, sink: &str, address: &str) -> Result<Elsewhere>;
 
-    /// Write down where a sink was told of a user, and where that user was erased, as [`Claimed::addresses`] has it.
+    /// Store the addresses at which a sink was notified about a user, and whether that user was erased, in the format of
+    /// [`Claimed::addresses`].
     async fn keep_addresses(&self, sink: &str, id: &ClerkId, addresses: &str) -> Result<()>;
 
-    /// What a sink remembers of a user who is one of its recipients.
+    /// The reference that a sink stores for a user among its recipients.
     async fn reference(&self, sink: &str, id: &ClerkId) -> Result<Option<String>>;
 
-    /// Let a sink remember this of a user; false if the user is none of its recipients.
+    /// Store a sink's reference for a user; false if the user is not among its recipients.
     async fn keep_reference(&self, sink: &str, id: &ClerkId, reference: &str) -> Result<bool>;
 }

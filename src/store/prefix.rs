@@ -1,9 +1,9 @@
-//! `TABLE_PREFIX`: what our tables are called where a database has no schemas, so that an application can have tables of the same
-//! names beside them.
+//! `TABLE_PREFIX`: a prefix for clerk-sync's tables where a database has no schemas, so that the application can have tables
+//! with the same names.
 //!
-//! All SQL of ours says the plain names. Before a statement is sent, the names of our tables, views and triggers in it, on SQLite
-//! also those of indexes, get the prefix; and in what the database answers they lose it. A process works with one database, so the
-//! prefix is set once. On PostgreSQL the tables have a schema of their own.
+//! clerk-sync's SQL uses the plain names. Before a statement is sent, the names of tables, views and triggers in it get the
+//! prefix, and on SQLite those of indexes too. The prefix is removed from the database's answers. A process uses one database,
+//! so the prefix is set once. On PostgreSQL the tables have their own schema instead.
 
 use std::{
     borrow::Cow,
@@ -18,7 +18,7 @@ use super::{
 
 static PREFIX: OnceLock<String> = OnceLock::new();
 
-/// What SQLite calls ours, and what MySQL and MariaDB do, where names of indexes belong to their tables.
+/// The names that get the prefix on SQLite. MySQL and MariaDB have their own set, because their index names belong to tables.
 static ON_SQLITE: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
     let mut names = made_by(SQLITE, &["TABLE", "VIEW", "TRIGGER", "INDEX"]);
     names.extend(["_clerk_sync_migrations", "users_unique_email"]);
@@ -30,7 +30,7 @@ static ON_MYSQL: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
     names
 });
 
-/// Words behind which a name is that of a table, not of a column.
+/// Keywords after which a name is a table rather than a column.
 const BEFORE: [&str; 14] = [
     "FROM",
     "JOIN",
@@ -48,7 +48,7 @@ const BEFORE: [&str; 14] = [
     "REFERENCES",
 ];
 
-/// Give our tables this prefix. It stays as it is set first: a process works with one database.
+/// Set the prefix of clerk-sync's tables. Only the first call counts, because a process uses one database.
 pub fn set(prefix: &str) {
     PREFIX.get_or_init(|| prefix.to_owned());
 }
@@ -57,21 +57,21 @@ fn current() -> &'static str {
     PREFIX.get().map_or("", String::as_str)
 }
 
-/// The name that one of our tables has in the database.
+/// The name of a clerk-sync table in the database.
 pub(super) fn of_table(name: &str) -> String {
     format!("{}{name}", current())
 }
 
-/// The name without the prefix; `None` if it does not begin with it.
+/// The name without the prefix; `None` if the prefix is missing.
 pub(super) fn plain_table(name: &str) -> Option<&str> {
     name.strip_prefix(current())
 }
 
-/// A text of ours with the names that the database knows.
+/// clerk-sync's SQL with the names that the database uses.
 pub fn in_text(sql: &str, dialect: Dialect) -> Cow<'_, str> {
     let prefix = current();
     let names = match dialect {
-        // Without a prefix nobody has to know the names.
+        // Without a prefix the sets of names are not needed.
         _ if prefix.is_empty() => return Cow::Borrowed(sql),
         Dialect::Postgres => return Cow::Borrowed(sql),
         Dialect::Sqlite => &*ON_SQLITE,
@@ -80,7 +80,7 @@ pub fn in_text(sql: &str, dialect: Dialect) -> Cow<'_, str> {
     with(prefix, names, sql)
 }
 
-/// What the database says, with our own names.
+/// The database's message with clerk-sync's plain names.
 pub(super) fn out_of_text(message: &str) -> Cow<'_, str> {
     without(current(), message)
 }
@@ -90,7 +90,7 @@ fn with<'a>(prefix: &str, names: &HashSet<&str>, sql: &'a str) -> Cow<'a, str> {
         return Cow::Borrowed(sql);
     }
     let mut text = String::with_capacity(sql.len() + 64);
-    // The token before, but for blanks.
+    // The previous token that is not blank.
     let mut before = "";
     let mut tokens = Tokens(sql).peekable();
     while let Some(token) = tokens.next() {
@@ -102,7 +102,7 @@ fn with<'a>(prefix: &str, names: &HashSet<&str>, sql: &'a str) -> Cow<'a, str> {
                 }
                 text.push_str(word);
             }
-            // A name that is looked for in the catalogue.
+            // A name that is looked up in the catalogue.
             Token::Literal(literal) if names.contains(literal.trim_matches('\'')) => {
                 text.push('\'');
                 text.push_str(prefix);
@@ -139,7 +139,7 @@ fn without<'a>(prefix: &str, message: &'a str) -> Cow<'a, str> {
     Cow::Owned(text)
 }
 
-/// The names that migrations give to things of these sorts.
+/// The names of objects of these sorts that the migrations create.
 fn made_by(migrations: &'static [Migration], sorts: &[&str]) -> HashSet<&'static str> {
     let mut names = HashSet::new();
     for migration in migrations {
@@ -164,15 +164,15 @@ fn made_by(migrations: &'static [Migration], sorts: &[&str]) -> HashSet<&'static
     names
 }
 
-/// The parts of a text.
+/// The tokens of a text.
 struct Tokens<'a>(&'a str);
 
 #[derive(Clone, Copy)]
 enum Token<'a> {
     Word(&'a str),
-    /// With its quotes.
+    /// Including its quotes.
     Literal(&'a str),
-    /// Also a comment.
+    /// Whitespace or a comment.
     Blank(&'a str),
     Other(&'a str),
 }
@@ -194,7 +194,7 @@ impl<'a> Iterator for Tokens<'a> {
         let until = |at: Option<usize>| at.unwrap_or(text.len());
         let length = match first {
             c if is_of_word(c) => until(text.find(|c| !is_of_word(c))),
-            // A quote inside is two, which makes two literals.
+            // An escaped quote is doubled, so it ends one literal and begins another.
             '\'' => until(text[1..].find('\'').map(|at| at + 2)),
             '-' if text.starts_with("--") => until(text.find('\n')),
             c if c.is_whitespace() => until(text.find(|c: char| !c.is_whitespace())),

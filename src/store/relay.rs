@@ -1,17 +1,17 @@
-//! The way to a server without Nagle's algorithm.
+//! A local relay that connects to a server without Nagle's algorithm.
 //!
-//! sqlx 0.9 leaves it on and does not give out its socket. A batch does not fit one segment, and its last part then waits for an
-//! acknowledgement that the server delays by 40 ms, several times a transaction: a busy service spent most of its time on that.
-//! But sqlx takes a Unix socket. So it gets one of ours, and the relay passes each connection on, byte by byte, over TCP with
-//! `TCP_NODELAY`. TLS is between sqlx and the server, as without.
+//! sqlx 0.9 leaves Nagle's algorithm on and does not expose its socket. A batch does not fit into one segment. Its last part
+//! then waits for an acknowledgement that the server delays by 40 ms, several times per transaction. A busy service spent most
+//! of its time on this. sqlx also accepts a Unix socket, so it gets the relay's. The relay passes each connection on, byte by
+//! byte, over TCP with `TCP_NODELAY`. TLS stays end to end between sqlx and the server.
 //!
-//! It also keeps idle connections alive. One that listens may be idle for hours, and a NAT that forgets it tells nobody.
+//! The relay also keeps idle connections alive. A listening connection may be idle for hours, and a NAT may drop it silently.
 //!
-//! The relay also knows both ends of each connection, and so whether the server sees the same: if it does not,
-//! somebody stands between, perhaps a pooler.
+//! The relay knows both ends of each connection. If the server sees different ones, something sits between them, perhaps a
+//! pooler.
 //!
-//! The socket is an abstract one, which has no file and is gone with the process. Other systems than Linux do not have such
-//! sockets: there sqlx connects directly.
+//! The socket is abstract: it has no file and disappears with the process. Only Linux has such sockets; on other systems sqlx
+//! connects directly.
 
 use std::{
     collections::HashSet,
@@ -22,18 +22,18 @@ use std::{
 
 use tokio_util::task::AbortOnDropHandle;
 
-/// Passes connections on as long as it lives.
+/// Relays connections until it is dropped.
 pub(super) struct Relay {
     pub(super) paths: Paths,
     _task: AbortOnDropHandle<()>,
 }
 
-/// Both ends, ours first, of every connection that is open.
+/// The local and remote address of every open connection.
 #[derive(Clone, Default)]
 pub(super) struct Paths(Arc<Mutex<HashSet<(SocketAddr, SocketAddr)>>>);
 
 impl Paths {
-    /// Whether we have a connection between these two ends.
+    /// Whether there is an open connection between these two addresses.
     pub(super) fn contain(&self, near: SocketAddr, far: SocketAddr) -> bool {
         self.with(|paths| paths.contains(&(near, far)))
     }
@@ -44,7 +44,7 @@ impl Paths {
 }
 
 impl Relay {
-    /// A relay to a server, where there can be one, and the folder in which its socket has this name.
+    /// Start a relay to a server where the system allows it. Returns it with the folder that holds its socket `name`.
     #[cfg_attr(not(target_os = "linux"), expect(unused_variables))]
     pub(super) fn to(host: &str, port: u16, name: &str) -> Option<(PathBuf, Self)> {
         #[cfg(target_os = "linux")]
@@ -73,17 +73,17 @@ mod linux {
 
     use super::{Paths, Relay};
 
-    /// What is read at once.
+    /// Size of the copy buffers.
     const BUFFER_BYTES: usize = 32 * 1024;
 
-    /// How long what we send may go unheard, in milliseconds, before the server is taken for gone: where it vanishes without
-    /// a word, the kernel would go on for a quarter of an hour.
+    /// How long sent data may stay unacknowledged, in milliseconds, before the server counts as gone. Without this limit the
+    /// kernel would retry for a quarter of an hour.
     const UNHEARD_MS: u32 = 4000;
 
-    /// A connection that is idle for longer is asked whether it is still there; after as long without an answer it is not.
+    /// Idle time after which the kernel probes a connection. It closes the connection after the same time without an answer.
     const KEEP_ALIVE: Duration = Duration::from_mins(1);
 
-    /// How long accepting pauses when descriptors have run out.
+    /// How long to wait before accepting again after an error, for example when file descriptors have run out.
     const PAUSE: Duration = Duration::from_millis(100);
 
     /// The folder's name begins with NUL, which makes the socket in it abstract.
@@ -107,13 +107,13 @@ mod linux {
         }
     }
 
-    /// Until one side hangs up. Where the server cannot be reached, sqlx sees a connection that ends at once.
+    /// Relay until one side closes. If the server is unreachable, sqlx sees a connection that closes at once.
     async fn pass_on(mut near: UnixStream, host: String, port: u16, paths: Paths) {
         let Ok(mut far) = TcpStream::connect((host.as_str(), port)).await else { return };
-        // Only a matter of speed.
+        // A failure only costs speed.
         _ = far.set_nodelay(true);
         _ = set_tcp_user_timeout(&far, UNHEARD_MS);
-        // Only a matter of when we notice.
+        // A failure only delays the detection of a lost connection.
         _ = keep_alive(&far);
         let path = ends(&far).ok();
         if let Some(path) = path {
@@ -125,7 +125,7 @@ mod linux {
         }
     }
 
-    /// Let the kernel ask the other side from time to time whether it is there.
+    /// Let the kernel probe the other side when the connection is idle.
     fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
         sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
         sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE / 4)?;

@@ -1,7 +1,7 @@
-//! The tables and columns that every keeper has, in neutral types.
+//! The tables and columns that every backend has, with database-independent types.
 //!
-//! At start a table of ours that exists with a required column missing or of another type is refused with an
-//! explanation. Extra columns are the application's.
+//! At start clerk-sync checks its existing tables. If a required column is missing or has another type, it refuses to start and
+//! explains why. Extra columns belong to the application.
 
 use std::{fmt, sync::LazyLock};
 
@@ -11,7 +11,7 @@ use crate::{
     model::{Entity, Holds},
 };
 
-/// The type of a column, whatever a keeper calls it.
+/// The type of a column, independent of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     BigInt,
@@ -24,15 +24,15 @@ pub enum ColumnType {
     TextArray,
 }
 
-/// A table of ours.
+/// A table of clerk-sync.
 #[derive(Clone, Debug)]
 pub struct Table {
     pub name: &'static str,
-    /// In the order in which the database has them.
+    /// In the order of the database.
     pub columns: Vec<(&'static str, ColumnType)>,
 }
 
-/// Every table, as users rely on it: those of synced objects, and those that keep count of them.
+/// Every public table: those of synced objects, and those with records about them.
 pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
     let records = RECORDS.iter().map(|(name, runs)| Table {
         name,
@@ -41,10 +41,10 @@ pub static TABLES: LazyLock<Vec<Table>> = LazyLock::new(|| {
     entity::ALL.iter().map(|entity| of_objects(entity)).chain(records).collect()
 });
 
-/// The migration that gives every table of objects the column `raw`.
+/// The migration that adds the column `raw` to every table of objects.
 const RAW: i64 = 19;
 
-/// Views whose names an application may have, with columns by which ours are known.
+/// Views whose names the application may use as well, with columns that identify clerk-sync's own.
 pub static VIEWS: &[(&str, &[&str])] = &[
     ("organization_members", &["clerk_id", "organization_name", "role_name"]),
     ("organization_member_permissions", &["organization_id", "user_id", "permission"]),
@@ -57,7 +57,7 @@ pub(super) fn of_kinds() -> Vec<&'static str> {
     entity::ALL.iter().map(|entity| entity.table).collect()
 }
 
-/// The table of a kind, as its declaration says it.
+/// The table of a kind, as its declaration defines it.
 pub fn of_objects(entity: &'static Entity) -> Table {
     let kind = |holds: Holds| match holds {
         Holds::Text => ColumnType::Text,
@@ -74,10 +74,10 @@ pub fn of_objects(entity: &'static Entity) -> Table {
     Table { name: entity.table, columns: columns.collect() }
 }
 
-/// Columns of one type, side by side.
+/// Adjacent columns of one type.
 type Run = (ColumnType, &'static [&'static str]);
 
-/// The tables that keep count of them.
+/// The tables with records about the synced objects.
 const RECORDS: [(&str, &[Run]); 15] = [
     (
         "processed_webhooks",
@@ -195,31 +195,31 @@ const RECORDS: [(&str, &[Run]); 15] = [
     ("leases", &[(ColumnType::Text, &["name", "holder"]), (ColumnType::Time, &["expires_at"])]),
 ];
 
-/// A column that the database has.
+/// A column that exists in the database.
 #[derive(Clone, Debug)]
 pub(super) struct Column {
     pub(super) table: String,
     pub(super) name: String,
-    /// In the database's own words.
+    /// As the database spells it.
     pub(super) type_name: String,
     pub(super) not_null: bool,
 }
 
-/// A name as SQL writes it, whatever it contains.
+/// A quoted SQL identifier; the name may contain any character.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Refuse `ANONYMIZE_COLUMNS` that cannot be emptied, at the start rather than at somebody's erasure.
+/// Refuse `ANONYMIZE_COLUMNS` that cannot be set to NULL. This happens at start, before any erasure needs them.
 pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> Result<(), StoreError> {
     let is_it =
         |column: &&Column, name: &str| column.table == "users" && column.name.eq_ignore_ascii_case(name);
     for name in names {
         let ours = of_objects(&USER).columns.iter().any(|(column, _)| column.eq_ignore_ascii_case(name));
         let mistake = match columns.iter().find(|column| is_it(column, name)) {
-            _ if ours => "is clerk-sync's own, and anonymised anyway: leave it out",
+            _ if ours => "is clerk-sync's own column and always anonymised: leave it out",
             None => "does not exist in table users: add it, or leave it out",
-            Some(column) if column.not_null => "is NOT NULL, so that it cannot be emptied: allow NULL",
+            Some(column) if column.not_null => "is NOT NULL, so it cannot be set to NULL: allow NULL",
             Some(_) => continue,
         };
         return Err(StoreError::schema(format!("ANONYMIZE_COLUMNS: column {name} {mistake}")));
@@ -227,9 +227,9 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
     Ok(())
 }
 
-/// Compare the tables that exist with what is needed, and tell each difference: the table, and what is wrong with it. A table without any column does not exist,
-/// which is fine: a migration makes it. While migrations are pending only those tables count that they make: the others are
-/// of a version before, and get their columns.
+/// Compare the existing tables with the expected ones. Returns each difference as the table and what is wrong with it. A table
+/// without columns does not exist, which is fine because a migration creates it. While migrations are pending, only the tables
+/// that they create are checked: the others belong to an earlier version and still get their columns.
 pub(super) fn mistakes(
     columns: &[Column],
     pending: &[Migration],
@@ -254,12 +254,12 @@ pub(super) fn mistakes(
             mistakes.push((table.name, what));
         }
     }
-    // The migration gives it to users last, so that one which broke off is not taken for the application.
+    // The migration adds it to `users` last, so that an interrupted migration is not mistaken for the application's column.
     let has =
         |table: &str, name: &str| columns.iter().any(|column| column.table == table && column.name == name);
     if pending.iter().any(|migration| migration.version == RAW) && has("users", "raw") && !has("plans", "raw")
     {
-        let what = "column raw is the application's, and becomes ours: give it another name first";
+        let what = "column raw belongs to the application, but clerk-sync needs its name: rename it first";
         mistakes.push(("users", what.to_owned()));
     }
     for (view, names) in VIEWS {
@@ -273,7 +273,7 @@ pub(super) fn mistakes(
     mistakes
 }
 
-/// Tables with our names that are not ours, and what to do about it.
+/// The error for tables with clerk-sync's names that clerk-sync did not create, with a remedy.
 pub(super) fn refused(
     mistakes: &[(&'static str, String)],
     place: &impl fmt::Display,
@@ -282,7 +282,7 @@ pub(super) fn refused(
     let mistakes: Vec<String> =
         mistakes.iter().map(|(table, what)| format!("table {}: {what}", prefix::of_table(table))).collect();
     StoreError::schema(format!(
-        "{place} holds tables with our names that are not ours: {}. Nothing was changed. {remedy}",
+        "{place} contains tables with clerk-sync's names that clerk-sync did not create: {}. Nothing was changed. {remedy}",
         mistakes.join("; ")
     ))
 }

@@ -469,11 +469,11 @@ fn what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word(ho
         host.set("DATABASE_SCHEMA", &format!("{}_{schema}", host.schema));
         between("--from ", " --dry-run")
     } else if host.keeper.is_mysql() {
-        host.sql(&between("of its own: ", ";"));
+        host.sql(&between("a separate one: run ", ";"));
         host.set("DATABASE_URL", &format!("{}_clerk", host.get("DATABASE_URL")));
         between("--from ", " --dry-run")
     } else {
-        host.sql(&between("run in this file: ", " To take over"));
+        host.sql(&between("run in this file: ", " To import"));
         between("--from ", " --dry-run")
     };
     assert!(advice.contains(&format!("clerk-sync migrate adopt --from {from} --dry-run`")), "{advice}");

@@ -202,7 +202,7 @@ fn whoever_the_database_refuses_is_left_out_and_the_reason_told_once(host: &mut 
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!((&summary["left_out"], &summary["applied"]), (&refused.into(), &(30 - refused).into()));
     assert!(
-        finished.stderr.contains(&format!("{}: a constraint or trigger refuses (", ids[0])),
+        finished.stderr.contains(&format!("{}: a constraint or trigger refused the change (", ids[0])),
         "{finished:?}"
     );
     assert_eq!(finished.stderr.matches("refuses").count(), refused, "{finished:?}");

@@ -480,7 +480,7 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
     assert!(user.contains("Not applied yet") && user.contains(&format!("href=\"{one}\"")), "{user}");
     assert!(user.contains("There is no row yet") && user.contains("There is no register"), "{user}");
     let page = browser.see(&one);
-    assert!(page.contains("constraint or trigger refuses") && !page.contains("Bad"), "{page}");
+    assert!(page.contains("constraint or trigger refused the change") && !page.contains("Bad"), "{page}");
     let revealed = browser.press(&page, &one, "reveal").body;
     assert!(revealed.contains("Bad"), "{revealed}");
     assert_eq!(host.value("SELECT action || ' ' || clerk_id FROM audit_log"), "USER_REVEALED user_1");

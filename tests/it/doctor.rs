@@ -260,7 +260,7 @@ fn a_database_that_is_away_is_found(host: &mut Host) {
                 .unwrap();
             let broken = doctor(host, &[]);
             assert_ne!(broken.code, 0);
-            let remedy = broken.remedy("database", "fail", "is no SQLite database");
+            let remedy = broken.remedy("database", "fail", "is not a SQLite database");
             assert!(remedy.contains("DATABASE_URL"), "{broken:#?}");
             report
         }

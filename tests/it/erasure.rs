@@ -163,7 +163,9 @@ async fn a_row_that_resists_leaves_an_open_receipt_until_it_goes(mut world: Worl
     let open = receipt(&world, "user_1").await.unwrap();
     assert_eq!((open.completed_at, open.attempts, open.requested_at), (None, 1, after(1000)));
     assert!(
-        open.last_error.as_deref().is_some_and(|error| error.starts_with("a constraint or trigger refuses"))
+        open.last_error
+            .as_deref()
+            .is_some_and(|error| error.starts_with("a constraint or trigger refused the change"))
     );
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.drain().await[0].1, Parked);

@@ -1259,7 +1259,7 @@ fn a_port_in_use_is_named() {
 fn a_file_that_is_no_database_is_told_at_once_and_left_as_it_is() {
     let mut host = host();
     std::fs::create_dir(host.path("folder")).unwrap();
-    for (name, why) in [("folder", "is a directory"), ("notes.txt", "is no SQLite database")] {
+    for (name, why) in [("folder", "is a directory"), ("notes.txt", "is not a SQLite database")] {
         if name == "notes.txt" {
             host.write(name, "these are my notes");
         }
@@ -1282,7 +1282,7 @@ fn whoever_comes_while_the_file_is_locked_is_told_so() {
     host.run(&["queue", "ls"]).succeeded();
     let refused = host.run(&["erase", "user_1", "--yes"]);
     assert_eq!(refused.code, Some(69), "{refused:?}");
-    assert!(refused.stderr.contains("somebody else holds it locked"), "{refused:?}");
+    assert!(refused.stderr.contains("another process has locked it"), "{refused:?}");
     holder.run("COMMIT").expect("free again");
     host.run(&["erase", "user_1", "--yes"]).succeeded();
 }

@@ -88,7 +88,7 @@ impl Place {
     fn is_refused(&self, place: &Path, remedy: &str) {
         let database = format!("sqlite://{}", self.file().display());
         let as_whom = format!(
-            "by user {}, as whom clerk-sync runs",
+            "by user {}, the user that clerk-sync runs as",
             if is_root() { US } else { owner(self.folder.path()) }
         );
         for arguments in
@@ -212,7 +212,7 @@ fn a_read_only_mount_ends_the_start_at_once() {
             .unwrap();
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert_eq!(output.status.code(), Some(78), "{command}: {said}");
-        for part in [&data, "mounted read-only", "as whom clerk-sync runs", "without `:ro`"] {
+        for part in [&data, "mounted read-only", "the user that clerk-sync runs as", "without `:ro`"] {
             assert!(said.contains(part), "{command} does not say {part}: {said}");
         }
     }

@@ -1691,7 +1691,7 @@ async fn a_trigger_that_changes_whose_row_it_is_parks_the_event(mut world: World
     assert_eq!(
         reasons,
         [
-            "a constraint or trigger refuses: a trigger of the application changes column clerk_id of table users"
+            "a constraint or trigger refused the change: a trigger of the application changes column clerk_id of table users"
         ]
     );
     // Nor does a deletion say that it found nobody.
@@ -2448,7 +2448,7 @@ async fn what_stays_locked_is_put_into_the_queue_if_it_can_be(mut world: World) 
         // Of MySQL, who did not wait at all says 3572.
         let is_told = ["55P03", "1205", "3572", "112"]
             .iter()
-            .any(|code| error.starts_with(&format!("somebody holds a lock for too long ({code})")));
+            .any(|code| error.starts_with(&format!("another session holds a lock for too long ({code})")));
         assert!(is_told, "{error}");
     } else {
         assert_eq!(answers, [Err(Refusal::Unavailable), Err(Refusal::Unavailable)]);

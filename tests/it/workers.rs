@@ -278,7 +278,7 @@ fn one_in_a_hundred_is_poison_the_others_are_applied_and_it_is_too_once_it_is_me
     eventually("everything is worked on", || host.count("webhook_queue WHERE state = 'pending'") == 0);
     assert_eq!(host.count("users"), count - poison);
     let reasons = host.sql("SELECT DISTINCT state, attempts, last_error FROM webhook_queue");
-    let reason = "a constraint or trigger refuses (P0001): function";
+    let reason = "a constraint or trigger refused the change (P0001): function";
     assert!(
         matches!(&reasons[..], [row] if row[..2] == ["dead", "2"] && row[2].starts_with(reason)),
         "{reasons:?}"

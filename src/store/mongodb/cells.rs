@@ -1,4 +1,4 @@
-//! Values of documents, read and written.
+//! Reading and writing values of documents.
 
 use chrono::{DateTime, Utc};
 use mongodb::bson::{self, Binary, Bson, Document, spec::BinarySubtype};
@@ -8,7 +8,7 @@ use crate::{
     store::{ErrorKind, Result, StoreError},
 };
 
-/// What can be read of a value; `None` if it is something else.
+/// A type that a value can be read as; `None` if the value has another type.
 pub(super) trait Readable: Sized {
     fn read(value: &Bson) -> Option<Self>;
 }
@@ -24,7 +24,7 @@ impl Readable for i64 {
         match value {
             Bson::Int32(number) => Some((*number).into()),
             Bson::Int64(number) => Some(*number),
-            // A shell writes every number so.
+            // A shell writes every number as a double.
             #[expect(clippy::cast_possible_truncation, reason = "it has no fraction")]
             Bson::Double(number) if number.fract() == 0.0 => Some(*number as Self),
             _ => None,
@@ -71,23 +71,23 @@ impl Readable for SvixId {
     }
 }
 
-/// The kind of this name.
+/// The kind with this name.
 pub(super) fn named(kinds: Kinds, kind: &str) -> Option<&'static Entity> {
     kinds.iter().copied().find(|entity| entity.kind == kind)
 }
 
-/// Reading a document.
+/// Reads fields of a document.
 pub(super) trait Cells {
-    /// What stands in a field; `None` if that is nothing, or cannot be read.
+    /// The value of a field; `None` if it is missing or cannot be read.
     fn maybe<T: Readable>(&self, name: &str) -> Option<T>;
 
-    /// What must stand in a field.
+    /// The value of a field that must have one.
     fn need<T: Readable>(&self, name: &str) -> Result<T>;
 
-    /// The object that a row is about, by `kind` and `clerk_id`.
+    /// The object that a row is about, from `kind` and `clerk_id`.
     fn about(&self, kinds: Kinds) -> Result<ClerkId>;
 
-    /// The object of this kind whose id stands in a field.
+    /// The object of this kind whose id is in a field.
     fn id_of(&self, entity: &'static Entity, name: &str) -> Result<ClerkId>;
 }
 
@@ -115,32 +115,33 @@ pub(super) fn unreadable(name: &str) -> StoreError {
     StoreError { place: Some(format!("field {name} cannot be read")), ..StoreError::new(ErrorKind::Broken) }
 }
 
-/// A time, as it is kept: in milliseconds.
+/// A time as it is stored, in milliseconds.
 pub(super) fn time(time: DateTime<Utc>) -> Bson {
     Bson::DateTime(bson::DateTime::from_millis(time.timestamp_millis()))
 }
 
-/// The same, or nothing.
+/// A time, or null.
 pub(super) fn maybe_time(at: Option<DateTime<Utc>>) -> Bson {
     at.map_or(Bson::Null, time)
 }
 
-/// Bytes.
+/// A binary value.
 pub(super) fn bytes(bytes: &[u8]) -> Bson {
     Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
 }
 
-/// The key of what there is one of for each object: an id alone may be of several kinds.
+/// The key of a document that exists once for each object. It includes the kind, because objects of several kinds may have the
+/// same id.
 pub(super) fn key(id: &ClerkId) -> String {
     format!("{}/{}", id.entity().kind, id.as_str())
 }
 
-/// The keys of several.
+/// The keys of several objects.
 pub(super) fn keys(ids: &[ClerkId]) -> Vec<String> {
     ids.iter().map(key).collect()
 }
 
-/// Ids as they stand in documents.
+/// Ids in the form that documents store.
 pub(super) fn plain(ids: &[ClerkId]) -> Vec<&str> {
     ids.iter().map(ClerkId::as_str).collect()
 }

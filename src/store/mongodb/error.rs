@@ -1,4 +1,4 @@
-//! What the server and the driver complain of, in neutral words. Their messages hold values, and are never kept.
+//! From errors of the server and the driver to [`ErrorKind`]. Their messages contain values and are never kept.
 //!
 //! Source of the numbers: <https://www.mongodb.com/docs/manual/reference/error-codes/>
 
@@ -10,12 +10,12 @@ use mongodb::{
 use super::cells::Cells as _;
 use crate::store::{ErrorKind, StoreError};
 
-/// A unique index has this value already.
+/// A unique index already has this value.
 const DUPLICATE: i64 = 11000;
-/// A validator refuses.
+/// A validator refused the document.
 const INVALID: i64 = 121;
 
-/// The same trouble, in our words.
+/// Convert an error of the driver or the server.
 pub(super) fn explain(error: &Error) -> StoreError {
     match *error.kind {
         Trouble::Command(ref command) => of_code(command.code.into()),
@@ -29,7 +29,7 @@ pub(super) fn explain(error: &Error) -> StoreError {
     }
 }
 
-/// What an answer says that could not be written.
+/// The failed write that an answer reports.
 pub(super) fn refusal_in(answer: &Document) -> Option<StoreError> {
     let first =
         answer.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document().cloned());
@@ -40,15 +40,15 @@ pub(super) fn refusal_in(answer: &Document) -> Option<StoreError> {
         let place = index.ok().map(|fields| format!("index on {}", fields.join(", ")));
         return Some(StoreError { place, ..of_code(code) });
     }
-    // What a majority does not have yet may get lost.
+    // A write without a majority may get lost.
     answer.get_document("writeConcernError").is_ok().then(|| StoreError::new(ErrorKind::Unavailable))
 }
 
-/// A server that is no member of a replica set.
+/// The error for a server that is not a member of a replica set.
 pub(super) fn standalone() -> StoreError {
     StoreError::schema(
         "DATABASE_URL: this server has no transactions, which need a replica set: start it with --replSet rs0 and run rs.initiate() \
-         once, also if it stays alone"
+         once, even if it stays the only member"
             .to_owned(),
     )
 }
@@ -56,12 +56,12 @@ pub(super) fn standalone() -> StoreError {
 fn of_code(code: i64) -> StoreError {
     let kind = match code {
         DUPLICATE | INVALID | 28 => ErrorKind::Refused,
-        // A conflict; no such transaction any more; a snapshot that is gone; a stale description.
+        // A conflict; an unknown transaction; a snapshot that is gone; stale metadata.
         112 | 24 | 225 | 239 | 246 | 251 | 254 | 256 => ErrorKind::Conflict,
         50 | 262 => ErrorKind::Late,
-        // Values that BSON or the server cannot hold: too large, too deep, names that are not allowed.
+        // Values that BSON or the server cannot store: too large, too deep, or with names that are not allowed.
         2 | 15 | 52 | 57 | 10334 | 17280 | 17419 | 17420 | 10331 => ErrorKind::BadData,
-        // Not the primary, stepping down, shutting down, no disk, no majority, no right, no such user.
+        // Not the primary, stepping down, shutting down, no disk space, no majority, no privilege, no such user.
         6 | 7 | 13 | 18 | 64 | 79 | 89 | 91 | 100 | 189 | 9001 | 10058 | 10107 | 11600 | 11602 | 13435
         | 13436 | 14031 => ErrorKind::Unavailable,
         20 => return standalone(),
@@ -71,12 +71,12 @@ fn of_code(code: i64) -> StoreError {
 }
 
 impl StoreError {
-    /// What happened to documents of a collection of ours: somebody else was faster.
+    /// The error for documents of clerk-sync's own collections: another process was faster.
     pub(super) fn into_race(self) -> Self {
         if self.is_taken() { Self::new(ErrorKind::Conflict) } else { self }
     }
 
-    /// What happened to documents of synced objects: the row is there already, or the application refuses.
+    /// The error for documents of synced objects: the row already exists, or the application refuses the change.
     pub(super) fn of_objects(self, collection: &str) -> Self {
         match (self.kind, &self.place) {
             (ErrorKind::Refused, Some(place)) if place == "index on clerkId" => Self::new(ErrorKind::Raced),
@@ -104,7 +104,7 @@ mod tests {
         let error = refusal_in(&answer).expect("a refusal").of_objects("users");
         assert_eq!(
             error.to_string(),
-            "a constraint or trigger refuses (11000): collection users, index on email"
+            "a constraint or trigger refused the change (11000): collection users, index on email"
         );
         assert!(error.is_taken());
     }

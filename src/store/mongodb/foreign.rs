@@ -1,4 +1,4 @@
-//! Reading a collection that is not ours, for `migrate adopt`.
+//! Reading an application's collection, for `migrate adopt`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::store::{ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError, prefix};
 
-/// The paths of a document and what stands there; of documents inside of it those of their fields.
+/// Calls `found` with each path of a document and its value. Nested documents contribute the paths of their fields.
 fn flat(document: &Document, before: &str, found: &mut impl FnMut(String, &Bson)) {
     for (name, value) in document {
         match value {
@@ -27,7 +27,7 @@ fn text(value: &Bson) -> Option<String> {
     }
 }
 
-/// The fields of a collection, and what is in them.
+/// The fields of a collection, and counts of their values.
 pub(super) async fn describe(server: &Arc<Server>, name: &str) -> Result<ForeignTable> {
     if name == prefix::of_table("users") {
         return Err(StoreError::schema(format!(
@@ -59,11 +59,11 @@ pub(super) async fn describe(server: &Arc<Server>, name: &str) -> Result<Foreign
         )));
     }
     let columns = columns.into_values().collect();
-    // Dates are instants here.
+    // MongoDB's dates are points in time.
     Ok(ForeignTable { columns, rows, zone: Some("UTC".to_owned()), hides_rows: false })
 }
 
-/// Up to `limit` documents in the order of their ids, after this one.
+/// Up to `limit` documents after this id, ordered by id.
 pub(super) async fn read(
     server: &Arc<Server>,
     reading: &ForeignReading,
@@ -73,7 +73,7 @@ pub(super) async fn read(
     let condition = reading.condition.as_deref().map(|text| {
         let wrong = |_| {
             StoreError::schema(
-                "--deleted-when: write a filter of MongoDB as JSON, such as '{\"status\": \"deleted\"}'"
+                "--deleted-when: write a MongoDB filter as JSON, such as '{\"status\": \"deleted\"}'"
                     .to_owned(),
             )
         };

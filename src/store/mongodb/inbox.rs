@@ -1,7 +1,7 @@
-//! What a transaction does with deliveries.
+//! Operations of a transaction on deliveries.
 //!
-//! Who works on a delivery has a lease of it, written outside of the transaction, so that everybody else sees it at once and takes
-//! others. It is given back when the transaction ends; should its process die, it ends by itself.
+//! A worker claims a delivery with a lease, which is written outside the transaction, so that other workers see it at once and
+//! take other deliveries. The lease is released when the transaction ends, and expires if its process dies.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +27,7 @@ use crate::{
 const QUEUE: &str = "webhook_queue";
 const PROCESSED: &str = "processed_webhooks";
 
-/// How long a lease lasts if the process that has it dies. A transaction of a worker takes seconds.
+/// How long a lease lasts if its process dies. A worker's transaction takes seconds.
 const LEASE: TimeDelta = TimeDelta::seconds(15);
 
 fn ids(ids: impl IntoIterator<Item = impl ToString>) -> Document {
@@ -35,7 +35,8 @@ fn ids(ids: impl IntoIterator<Item = impl ToString>) -> Document {
 }
 
 impl MongoSession {
-    /// Those that nobody else works on. Where a lease is over, who had it may be dead: only who claims has to know.
+    /// Restrict a filter to deliveries that no other worker has leased. With `now`, expired leases do not count; only a claim
+    /// passes it.
     fn unless_leased(&self, filter: Document, now: Option<DateTime<Utc>>) -> Document {
         let free = doc! { "leased_until": null };
         let over = now.map(|now| doc! { "leased_until": { "$lt": time(now) } });
@@ -44,7 +45,7 @@ impl MongoSession {
         doc! { "$and": [filter, { "$or": free }] }
     }
 
-    /// Take a lease of these, as far as they still wait and nobody has them.
+    /// Lease the deliveries among these that still wait and are not leased.
     async fn lease(
         &mut self,
         wanted: Vec<String>,
@@ -69,7 +70,7 @@ impl MongoSession {
             .collect()
     }
 
-    /// Remove deliveries, but those that somebody else works on.
+    /// Remove deliveries, except those that another worker has leased.
     async fn unpark(&mut self, filter: Document) -> Result<u64> {
         let filter = self.unless_leased(filter, None);
         self.delete(QUEUE, filter).await
@@ -134,7 +135,7 @@ impl Inbox for MongoSession {
         let new = others.iter().filter(|other| !kept.contains(&other.svix_id));
         let inserted = self.put(QUEUE, new.map(|new| document(new)).collect()).await;
         inserted.map_err(|error| self.fail(error.into_race()))?;
-        // All of a batch are due at the same time.
+        // All deliveries of a batch are due at the same time.
         if let Some(now) = others.first().and_then(|other| other.next_attempt_at).filter(|_| !kept.is_empty())
         {
             self.due_again(doc! { "_id": ids(kept), "state": "dead" }, now).await?;
@@ -181,7 +182,7 @@ impl Inbox for MongoSession {
         };
         let inserted = self.put(PROCESSED, new.iter().map(document).collect()).await;
         inserted.map_err(|error| self.fail(error.into_race()))?;
-        // A body says more of somebody than what is kept of them.
+        // A body may hold more personal data than the synced fields.
         self.unpark(doc! { "_id": ids(all.iter().map(|id| id.as_str())) }).await?;
         Ok(new.into_iter().map(|record| record.svix_id.clone()).collect())
     }
@@ -217,7 +218,7 @@ impl Inbox for MongoSession {
                 set.remove("trace_context");
             }
             let update = doc! {
-                // It was received when it first came.
+                // Keeps the time of the first arrival.
                 "$set": set, "$setOnInsert": { "received_at": received_at },
                 "$unset": { "lease": "", "leased_until": "" },
             };
@@ -228,7 +229,8 @@ impl Inbox for MongoSession {
     }
 
     async fn unattributed(&mut self, of: &[ClerkId]) -> Result<Vec<(SvixId, Bytes)>> {
-        // What is dead may be about somebody with whom its object goes. What is not is found to be stale when it is tried again.
+        // A dead delivery may be about an object that is removed with this user. A pending one is found to be stale at its next
+        // attempt.
         let nobody = doc! { "clerk_id": null };
         let dead = doc! { "state": "dead", "kind": { "$nin": ["user", Bson::Null] } };
         let rows = self.find(QUEUE, doc! { "$or": [nobody, dead] }).await?;
@@ -261,7 +263,7 @@ impl Inbox for MongoSession {
 }
 
 impl MongoSession {
-    /// Make dead deliveries pending, with a fresh count of attempts.
+    /// Make dead deliveries pending, and restart their count of attempts.
     async fn due_again(&mut self, dead: Document, now: DateTime<Utc>) -> Result<u64> {
         let pending =
             doc! { "state": "pending", "attempts": 0, "next_attempt_at": time(now), "dead_at": null };
@@ -281,7 +283,7 @@ fn document(parked: &Parked) -> Document {
     }
 }
 
-/// A delivery, whole.
+/// A delivery, including its body.
 pub(super) fn parked(kinds: Kinds, row: &Document) -> Result<Parked> {
     let entity = row.maybe::<String>("kind").and_then(|kind| named(kinds, &kind));
     let clerk_id = entity.zip(row.maybe::<String>("clerk_id"));

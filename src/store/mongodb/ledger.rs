@@ -1,4 +1,4 @@
-//! What a transaction does with synced objects.
+//! Operations of a transaction on synced objects.
 
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ impl Ledger for MongoSession {
         _: &[(ClerkId, Version)],
         _: &Selection,
     ) -> Result<Option<Opened>> {
-        // One step after another: a command writes to one collection.
+        // A command writes to one collection, so the steps run separately.
         Ok(None)
     }
 
@@ -45,7 +45,7 @@ impl Ledger for MongoSession {
             return Ok(HashMap::new());
         }
         let these = doc! { "_id": { "$in": keys(ids) } };
-        // A document is locked by writing to it.
+        // Writing to a document locks it.
         self.change("entity_versions", these.clone(), doc! { "$inc": { "lock": 1 } }).await?;
         registers(self.server.kinds, &self.find("entity_versions", these).await?)
     }
@@ -94,7 +94,7 @@ impl Ledger for MongoSession {
                     doc! { "version": { "$lt": version } },
                     doc! { "version": version, "event_at": { "$lt": event_at } },
                     doc! { "version": version, "event_at": event_at, "tie": { "$lt": tie } },
-                    // To hold an erasure back, or to take that back, is no newer version.
+                    // Delaying an erasure, or cancelling the delay, does not change the version.
                     doc! {
                         "version": version, "event_at": event_at, "tie": tie,
                         "held_until": { "$ne": maybe_time(*held_until) },
@@ -221,7 +221,7 @@ impl Ledger for MongoSession {
             let requested_at: Option<DateTime<Utc>> = before.and_then(|row| row.maybe("requested_at"));
             let completed_at: Option<DateTime<Utc>> = before.and_then(|row| row.maybe("completed_at"));
             let attempts: i64 = before.and_then(|row| row.maybe("attempts")).unwrap_or_default();
-            // What is done has no error.
+            // A completed receipt has no error.
             let last_error = receipt.last_error.as_deref().filter(|_| completed_at.is_none());
             let set = doc! {
                 "clerk_id": receipt.clerk_id.as_str(), "destination": &receipt.destination,
@@ -286,7 +286,7 @@ fn set_of(register: &Register) -> Document {
     }
 }
 
-/// Registers, as they stand in documents.
+/// Registers from their documents.
 pub(super) fn registers(kinds: Kinds, rows: &[Document]) -> Result<HashMap<ClerkId, Register>> {
     let register = |row: &Document| {
         let version =

@@ -1,4 +1,4 @@
-//! What people and programs read. Nothing is locked.
+//! What people and programs read. Reads take no locks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -23,21 +23,21 @@ use crate::{
     },
 };
 
-/// So many documents are looked at side by side.
+/// How many documents are checked together.
 const TOGETHER: u32 = 500;
 
-/// What is so in a register if somebody has asked for an erasure.
+/// The conditions of a register whose object's erasure was requested.
 fn asked_for() -> Vec<Document> {
     vec![doc! { "deleted": true }, doc! { "held_until": { "$ne": null } }]
 }
 
-/// What stands behind an id.
+/// The condition for ids after this one.
 fn behind(after: Option<&ClerkId>) -> Document {
     doc! { "$gt": after.map_or("", ClerkId::as_str) }
 }
 
 impl Mongo {
-    /// Registers of these that say that somebody has asked for an erasure.
+    /// The objects among these whose erasure was requested.
     async fn to_be_erased(&self, ids: &[ClerkId]) -> Result<HashSet<ClerkId>> {
         let filter = doc! { "_id": { "$in": keys(ids) }, "$or": asked_for() };
         Alone(&self.server)
@@ -121,7 +121,7 @@ impl Looks for Mongo {
     }
 
     async fn known(&self, ids: &[ClerkId], selection: &Selection) -> Result<Known> {
-        // In one transaction, so that both are of one moment.
+        // Uses one transaction, so that both reads see the same state.
         let mut session = MongoSession::begin(&self.server, Patience::Normal).await?;
         let known = async {
             let found = session.find("entity_versions", doc! { "_id": { "$in": keys(ids) } }).await?;
@@ -236,9 +236,9 @@ impl Looks for Mongo {
                 let tie: String = row.maybe("tie").unwrap_or_default();
                 let counts = held_until.is_some()
                     || match (completed.get(clerk_id.as_str()), told.get(&tie)) {
-                        // What is not done yet counts as done now.
+                        // An erasure that is not complete counts as recent.
                         (Some(completed_at), _) => completed_at.is_none_or(|at| at >= since),
-                        // Nothing of this user was here: the time of the webhook counts, as long as it is known.
+                        // Nothing of this user was stored: the time of the webhook counts, as long as it is known.
                         (None, Some(told_at)) => *told_at >= since,
                         (None, None) => event_at >= since,
                     };

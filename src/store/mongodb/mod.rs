@@ -1,8 +1,9 @@
-//! MongoDB: documents in place of rows, and transactions over them, which need a replica set.
+//! MongoDB: documents instead of rows, with transactions, which need a replica set.
 //!
-//! This keeper keeps the promises of all keepers in its own ways. A transaction locks registers by writing to them, and begins again
-//! after a conflict. Deliveries have leases (see `inbox`), lines of the audit trail their writers (see `seals`). The application's
-//! own validators and unique indexes decide, as foreign keys and triggers do elsewhere.
+//! This backend keeps the promises of all backends in its own ways. A transaction locks registers by writing to them, and
+//! begins again after a conflict. Workers hold leases on deliveries (see `inbox`), and writers of audit lines register
+//! themselves (see `seals`). The application's validators and unique indexes can refuse a write, as foreign keys and triggers
+//! do in other databases.
 
 mod cells;
 mod error;
@@ -50,10 +51,10 @@ use crate::{
     store::Ledger as _,
 };
 
-/// Two lanes keep a batch forming while another commits.
+/// Two lanes let a batch form while another commits.
 const WRITERS: usize = 2;
 
-/// How long a command waits for a server that can take it.
+/// How long a command waits until a suitable server is available.
 const SELECTION: Duration = Duration::from_secs(3);
 
 /// A collection with fewer documents than this is counted.
@@ -65,17 +66,17 @@ const MIGRATIONS: &str = "_clerk_sync_migrations";
 /// The index of `UNIQUE_EMAIL`.
 const UNIQUE_EMAIL: &str = super::UNIQUE_EMAIL_INDEX;
 
-/// What [`Mongo::connect`] needs to know.
+/// The configuration for [`Mongo::connect`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// It names a database.
+    /// Includes the name of the database.
     pub uri: SecretString,
     /// Fields that the application added to `users`, set to null on anonymisation.
     pub anonymize_columns: Vec<String>,
-    /// The kinds of objects that it keeps.
+    /// The kinds of objects that it stores.
     pub kinds: Kinds,
     pub max_connections: u32,
-    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] creates the index of `UNIQUE_EMAIL`; otherwise it drops it.
     pub unique_email: bool,
 }
 
@@ -83,7 +84,7 @@ pub struct Options {
 pub struct Mongo {
     server: Arc<Server>,
     unique_email: bool,
-    /// Once it is known that every migration is applied.
+    /// Set once every migration is known to be applied.
     migrated: OnceLock<()>,
 }
 
@@ -94,11 +95,11 @@ impl fmt::Debug for Mongo {
 }
 
 impl Mongo {
-    /// Nothing is sent yet but, for `mongodb+srv`, questions about names.
+    /// Sends nothing yet, except DNS queries for `mongodb+srv`.
     ///
     /// # Errors
-    /// [`ErrorKind::Schema`] if the driver cannot use the URL or it names no database; [`ErrorKind::Unavailable`] if a name cannot
-    /// be looked up.
+    /// [`ErrorKind::Schema`] if the driver cannot use the URL or it names no database; [`ErrorKind::Unavailable`] if a host
+    /// name cannot be resolved.
     pub async fn connect(options: Options) -> Result<Self> {
         let unusable = || StoreError::schema("DATABASE_URL: the driver cannot use this URL".to_owned());
         let mut client =
@@ -132,7 +133,7 @@ impl Mongo {
         rows.iter().map(|row| Ok((row.need("_id")?, row.need("checksum")?))).collect()
     }
 
-    /// Whether every collection has its indexes: without them nothing would keep an id from being there twice.
+    /// Check that every migration is applied. Without its indexes, the database would accept an id twice.
     async fn is_migrated(&self) -> Result<()> {
         if self.migrated.get().is_none() {
             if self.migration_status().await?.iter().any(|status| !status.applied) {
@@ -143,7 +144,7 @@ impl Mongo {
         Ok(())
     }
 
-    /// Run the commands of a migration, each of which does nothing if it is done already.
+    /// Run the commands of a migration. Each of them can be repeated.
     async fn apply(&self, migration: &Migration) -> Result<bool> {
         let mut alone = Alone(&self.server);
         let broken = |_| StoreError::schema(format!("migration {} cannot be read", migration.version));
@@ -159,7 +160,7 @@ impl Mongo {
             "applied_at": time(server_time(&self.server).await?),
         };
         match alone.put(MIGRATIONS, vec![applied]).await {
-            // Somebody else did the same.
+            // Another process applied it at the same time.
             Err(error) if error.is_taken() => Ok(false),
             done => done.map(|()| true),
         }
@@ -171,7 +172,7 @@ impl Mongo {
         Ok(indexes.iter().any(|index| index.get_str("name").is_ok_and(|name| name == UNIQUE_EMAIL)))
     }
 
-    /// Make the index of `UNIQUE_EMAIL` or remove it. Where several users have one address, the newest claim keeps it.
+    /// Create or drop the index of `UNIQUE_EMAIL`. If several users have one address, the newest claim keeps it.
     async fn settle_unique_email(&self) -> Result<()> {
         let name = prefix::of_table(USER.table);
         if self.has_unique_email().await? == self.unique_email {
@@ -185,11 +186,11 @@ impl Mongo {
         if lost > 0 {
             tracing::warn!(
                 users = lost,
-                "UNIQUE_EMAIL: users gave up an address that another has by a newer claim"
+                "UNIQUE_EMAIL: users lost an address that another user has claimed later"
             );
         }
         let address = folded(user::EMAIL);
-        // A mark of the application's leaves the address to others as well.
+        // A row that the application has marked as deleted also frees its address.
         let live = doc! { &address: { "$type": "string" }, "deletedAt": { "$type": "null" } };
         let index = doc! {
             "name": UNIQUE_EMAIL, "key": { address: 1 }, "unique": true, "partialFilterExpression": live,
@@ -246,7 +247,7 @@ impl Mongo {
     }
 }
 
-/// What makes the indexes of a kind.
+/// The command that creates the indexes of a kind.
 fn indexes_of(entity: &'static Entity) -> Document {
     let mut indexes = vec![
         doc! { "name": "clerk_id", "key": { "clerkId": 1 }, "unique": true },
@@ -267,14 +268,14 @@ fn indexes_of(entity: &'static Entity) -> Document {
     doc! { "createIndexes": prefix::of_table(entity.table), "indexes": indexes }
 }
 
-/// Why the indexes of a kind cannot be made.
+/// The error if the indexes of a kind cannot be created.
 fn not_ours(error: StoreError, entity: &Entity) -> StoreError {
     if !error.is_taken() && error.kind != ErrorKind::Broken {
         return error;
     }
     StoreError::schema(format!(
-        "collection {} holds documents or indexes that are not ours ({}). Nothing of it was changed. Set TABLE_PREFIX, or name \
-         another database in DATABASE_URL",
+        "collection {} contains documents or indexes that clerk-sync did not create ({}). Nothing in it was changed. Set \
+         TABLE_PREFIX, or name another database in DATABASE_URL",
         prefix::of_table(entity.table),
         error.code_or_kind()
     ))
@@ -322,7 +323,7 @@ impl Database for Mongo {
         let ours: Vec<String> = USER.fields().map(path).collect();
         match self.server.anonymize_columns.iter().find(|name| ours.contains(name)) {
             Some(name) => Err(StoreError::schema(format!(
-                "ANONYMIZE_COLUMNS: field {name} is clerk-sync's own, and anonymised anyway: leave it out"
+                "ANONYMIZE_COLUMNS: field {name} is clerk-sync's own field and always anonymised: leave it out"
             ))),
             None => Ok(applied),
         }
@@ -398,8 +399,8 @@ impl Database for Mongo {
             sequences: Vec::new(),
             settings: Vec::new(),
             bypass: Some(
-                "MongoDB has no triggers: an account that may update or remove documents of audit_log can change the trail; only \
-                 seals tell",
+                "MongoDB has no triggers: an account that may update or delete documents of audit_log can change the trail, and only \
+                 seals reveal it",
             ),
             size: self.size().await.map(|(database, _)| Size { database, ours: None }),
         })

@@ -1,4 +1,4 @@
-//! What the service has to remember beside the data, and what it no longer keeps.
+//! The service's own state in addition to the synced data, and the removal of old data.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,12 +25,12 @@ const RUNS: &str = "sync_runs";
 const WITHIN_NAMES: [&str; WITHIN.len()] =
     ["within_5ms", "within_25ms", "within_100ms", "within_500ms", "within_2s", "within_10s"];
 
-/// The one document there is of the instance.
+/// The filter for the single document about the instance.
 fn one() -> Document {
     doc! { "_id": "one" }
 }
 
-/// Which rows of a kind are older than this, and where they are.
+/// The collection and the filter for rows of a kind that are older than this time.
 fn old(kind: Old, before: DateTime<Utc>) -> (&'static str, Document) {
     let earlier = doc! { "$lt": time(before) };
     match kind {
@@ -57,7 +57,7 @@ impl Notes for Mongo {
         let held = doc! { "name": name, "holder": holder, "expires_at": time(until.unwrap_or(DateTime::<Utc>::MAX_UTC)) };
         let update = doc! { "q": { "_id": name, "$or": free }, "u": { "$set": held }, "upsert": true };
         match alone.amend("leases", vec![update]).await {
-            // It is there, and somebody else's.
+            // Another holder has the lease.
             Err(error) if error.is_taken() => Ok(false),
             done => done.map(|_| true),
         }
@@ -75,7 +75,7 @@ impl Notes for Mongo {
         let rows = alone.page(RUNS, open, doc! { "started_at": -1 }, u32::MAX).await?;
         let mut done = these;
         done.insert("finished_at", doc! { "$ne": null });
-        // One that began anew and came to its end has done all that an older one has left.
+        // A later run that finished has done everything that an older one left undone.
         let later = alone.page(RUNS, done, doc! { "started_at": -1 }, 1).await?;
         let later: Option<DateTime<Utc>> = later.first().and_then(|row| row.maybe("started_at"));
         let runs = rows.iter().map(|row| run(row, kind)).collect::<Result<Vec<_>>>()?;
@@ -146,7 +146,7 @@ impl Notes for Mongo {
     }
 
     async fn claim_instance(&self, id: &str) -> Result<String> {
-        // Read first: nearly always there is nothing to write.
+        // Read first: usually there is nothing to write.
         if let Some(origin) = self.origin().await? {
             return Ok(origin.instance);
         }
@@ -294,7 +294,7 @@ impl Notes for Mongo {
             let mut updates = Vec::new();
             for row in &rows {
                 let object = objects::object(entity, row, |_| true)?;
-                // Of an anonymised row everything is cleared already that tells who it was.
+                // In an anonymised row, everything that identifies a person is already cleared.
                 let is_address = |field: &Field| field.anonymized == Anonymized::Address;
                 let address = entity.fields().find(is_address);
                 let ours = format!("deleted-{}@anonymized.local", row.need::<i64>("number")?);

@@ -1,8 +1,8 @@
-//! Documents of synced objects, made from the declarations.
+//! Documents of synced objects, built from the declarations.
 //!
-//! A user looks as in the schema that most applications use: `clerkId`, `email`, `profile.firstName`, `metadata.public`. JSON is kept
-//! as a document, so that an application can ask for what is in it; where BSON cannot hold it as it came, as its text.
-//! An address has a copy in lower case beside it, by which it is found in any case; it goes with the address.
+//! A user has the schema that most applications use: `clerkId`, `email`, `profile.firstName`, `metadata.public`. JSON is stored
+//! as a document, so that an application can query it. If BSON cannot represent it exactly, it is stored as text. An address
+//! has a lower-case copy next to it for searches in any case, which is removed with the address.
 
 use std::collections::HashMap;
 
@@ -20,10 +20,10 @@ use crate::{
     store::{ErrorKind, Ledger as _, Mark, Result, Row, RowFate, StoreError, Way, prefix},
 };
 
-/// JSON that is nested deeper is kept as text: a server takes a hundred levels.
+/// JSON that is nested deeper is stored as text: a server accepts a hundred levels.
 const DEEPEST: usize = 80;
 
-/// Where a column of ours stands in a document.
+/// The path of a column in a document.
 pub fn path(field: Field) -> String {
     let is_of_users = *field.entity() == USER;
     match field.name() {
@@ -46,17 +46,17 @@ fn camel(name: &str) -> String {
     })
 }
 
-/// Whether a column holds an address, of which there is a copy in lower case.
+/// Whether a column holds an address, which has a lower-case copy.
 fn is_address(field: Field) -> bool {
     field.anonymized == Anonymized::Address || field.is_address
 }
 
-/// Where that copy stands.
+/// The path of that copy.
 pub(super) fn folded(field: Field) -> String {
     path(field) + "Folded"
 }
 
-/// What finds the rows of these objects.
+/// The filter for the rows of these objects.
 pub(super) fn these(ids: &[ClerkId]) -> Document {
     doc! { "clerkId": { "$in": plain(ids) } }
 }
@@ -68,7 +68,7 @@ fn value_at<'d>(document: &'d Document, path: &str) -> Option<&'d Bson> {
     }
 }
 
-/// A value as a document has it.
+/// A value in the form that a document stores.
 fn written(value: &Value) -> Bson {
     match value {
         Value::Null => Bson::Null,
@@ -85,7 +85,7 @@ fn written(value: &Value) -> Bson {
     }
 }
 
-/// The same in BSON; `None` if something would not come back as it was, or a query could not name it.
+/// JSON as BSON; `None` if a value would not be read back unchanged, or if a query could not name a field.
 fn exactly(json: &Json, depth: usize) -> Option<Bson> {
     let depth = depth.checked_sub(1)?;
     Some(match json {
@@ -113,7 +113,7 @@ fn exactly(json: &Json, depth: usize) -> Option<Bson> {
     })
 }
 
-/// The JSON text of what a field holds.
+/// The JSON text of a field's value.
 pub(super) fn json_of(value: &Bson) -> String {
     match value {
         Bson::String(text) => text.clone(),
@@ -151,7 +151,7 @@ fn read(field: Field, value: &Bson) -> Value {
     read.unwrap_or_default()
 }
 
-/// An object, with those columns that are read.
+/// An object with the columns for which `is_read` is true.
 pub(super) fn object(
     entity: &'static Entity,
     document: &Document,
@@ -163,7 +163,7 @@ pub(super) fn object(
             profile.set(field, read(field, value));
         }
     }
-    // Any mark of deletion counts, readable or not.
+    // Any value counts as a mark of deletion, even an unreadable one.
     let is_marked = document.get("deletedAt").is_some_and(|mark| !matches!(mark, Bson::Null));
     Ok(Object {
         clerk_id: document.id_of(entity, "clerkId")?,
@@ -175,7 +175,7 @@ pub(super) fn object(
     })
 }
 
-/// An object with what others see of it.
+/// An object with the columns for readers.
 pub(super) fn seen(entity: &'static Entity, document: &Document) -> Result<Row> {
     let preferences = document.get("preferences").filter(|value| !matches!(value, Bson::Null));
     Ok(Row {
@@ -185,7 +185,7 @@ pub(super) fn seen(entity: &'static Entity, document: &Document) -> Result<Row> 
     })
 }
 
-/// The columns that are set, by their paths, with the copies of addresses.
+/// The columns to set, by their paths, with the copies of addresses.
 fn set_of(object: &Object, fields: impl Iterator<Item = Field>) -> Document {
     let mut set = Document::new();
     for field in fields {
@@ -226,14 +226,14 @@ pub(super) fn inserted(object: &Object, fields: impl Iterator<Item = Field>, num
 /// The update of a document.
 pub(super) fn updated(object: &Object, fields: impl Iterator<Item = Field>) -> Document {
     let mut set = set_of(object, fields);
-    // Not every event tells when it was created.
+    // Some events do not contain the time of creation.
     if let Some(created_at) = object.created_at {
         set.insert("createdAt", time(created_at));
     }
     doc! { "q": { "clerkId": object.clerk_id.as_str() }, "u": { "$set": set } }
 }
 
-/// What clears these columns.
+/// The assignments that clear these columns.
 pub(super) fn cleared(fields: &[Field]) -> Document {
     let mut cleared = Document::new();
     for field in fields {
@@ -245,12 +245,12 @@ pub(super) fn cleared(fields: &[Field]) -> Document {
     cleared
 }
 
-/// What an application has put on collections, as far as it was looked for.
+/// Whether the application has added rules to collections, cached for those that were checked.
 #[derive(Default)]
 pub(super) struct Rules(HashMap<&'static str, bool>);
 
 impl Rules {
-    /// Whether a collection has a validator or unique index that is not ours.
+    /// Whether a collection has a validator or a unique index that clerk-sync did not create.
     async fn are_on(&mut self, alone: &mut Alone<'_>, collection: &'static str) -> Result<bool> {
         if let Some(known) = self.0.get(collection) {
             return Ok(*known);
@@ -272,10 +272,10 @@ impl Rules {
 }
 
 impl MongoSession {
-    /// Make updates of documents of objects that the application may refuse; gives which it refuses, by their places.
+    /// Run updates of objects that the application may refuse; returns the refused ones by their positions.
     ///
-    /// A refusal would end the transaction. So where the application has any rules, each is tried in a transaction that is not
-    /// committed.
+    /// A refusal would end the transaction. So if the application has any rules, each update is first tried in a transaction
+    /// that is not committed.
     async fn try_updates(
         &mut self,
         rules: &mut Rules,
@@ -301,7 +301,7 @@ impl MongoSession {
         Ok(refused)
     }
 
-    /// Mark rows as deleted, or take this mark from them, if the application lets us.
+    /// Set `deleted_at` of rows, or clear it, if the application allows it.
     pub(super) async fn mark_rows(
         &mut self,
         rules: &mut Rules,
@@ -364,13 +364,13 @@ impl MongoSession {
         Ok(fates)
     }
 
-    /// Those of these whose row stands and tells who they were.
+    /// The objects among these whose row exists and is not anonymised.
     async fn telling(&mut self, ids: &[ClerkId]) -> Result<Vec<ClerkId>> {
         let rows = self.load(ids, &Selection::default()).await?;
         Ok(ids.iter().filter(|id| rows.get(*id).is_some_and(|row| !row.is_anonymized())).cloned().collect())
     }
 
-    /// What anonymises a row.
+    /// The update that anonymises a row.
     fn anonymizing(&self, entity: &'static Entity, row: &Document, at: DateTime<Utc>) -> Result<Document> {
         let mut set = Document::new();
         for field in entity.fields() {
@@ -412,7 +412,7 @@ impl MongoSession {
                 }
             }
         }
-        // Who is erased takes along what stands under their address, whether they ever were who it was meant for.
+        // Erasing a user also removes objects with that user's address, even if they were meant for another person.
         let users: Vec<ClerkId> = parents.iter().filter(|id| *id.entity() == USER).cloned().collect();
         let addressed = kinds.iter().filter_map(|child| Some((*child, child.address()?)));
         if let Some(email) = USER.fields().find(|field| field.anonymized == Anonymized::Address)
@@ -447,7 +447,7 @@ impl MongoSession {
     }
 }
 
-/// Whether this error says that the application has such a value already.
+/// [`ErrorKind::Raced`] unless as many documents were matched as wanted.
 pub(super) fn raced(counted: u64, wanted: usize) -> Result<()> {
     if counted == wanted as u64 { Ok(()) } else { Err(StoreError::new(ErrorKind::Raced)) }
 }

@@ -1,4 +1,4 @@
-//! The outbox. Of the pending messages of one user and sink only the oldest has a time at which it is due.
+//! The outbox. Among the pending messages of one user and sink, only the oldest has a due time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -23,7 +23,7 @@ use crate::{
 const OUTBOX: &str = "outbox";
 const RECIPIENTS: &str = "outbox_recipients";
 
-/// A sink, and a user that it is told of.
+/// A sink, and a user that it is notified about.
 type Pair = (String, ClerkId);
 
 /// The key of a recipient.
@@ -39,7 +39,7 @@ fn is_deletion(row: &Document) -> bool {
     row.maybe::<String>("type").is_some_and(|kind| kind.ends_with(".deleted"))
 }
 
-/// Whether a message is on its way, and still in time.
+/// Whether a message is being delivered, and its lease is still valid.
 fn is_under_way(row: &Document, now: DateTime<Utc>) -> bool {
     let until: Option<DateTime<Utc>> = row.maybe("next_attempt_at");
     is_pending(row) && row.maybe::<String>("lease").is_some() && until.is_some_and(|until| until > now)
@@ -116,7 +116,7 @@ pub(super) async fn recall(
         let empty = doc! { "$set": { "payload": null } };
         session.change(OUTBOX, these(&numbers(&under_way)?), empty).await?;
     }
-    // A deletion may have waited behind what was removed.
+    // A deletion may have waited behind the removed messages.
     promote(session, removed.into_iter().map(|row| pair(kinds, row)).collect::<Result<_>>()?, now).await?;
     let waiting = deletions.into_iter().filter(|row| is_pending(row)).map(|row| pair(kinds, row));
     let waiting: HashSet<Pair> = waiting.collect::<Result<_>>()?;
@@ -132,7 +132,7 @@ pub(super) async fn recall(
     Ok(to_be_told)
 }
 
-/// The pending messages of these, in their order.
+/// The pending messages of these users, in order.
 async fn pending(session: &mut MongoSession, pairs: &BTreeSet<Pair>) -> Result<Vec<Document>> {
     if pairs.is_empty() {
         return Ok(Vec::new());
@@ -141,7 +141,7 @@ async fn pending(session: &mut MongoSession, pairs: &BTreeSet<Pair>) -> Result<V
     session.page(OUTBOX, waiting, doc! { "_id": 1 }, u32::MAX).await
 }
 
-/// The oldest pending message of each of these.
+/// The oldest pending message of each pair.
 async fn oldest(session: &mut MongoSession, pairs: &BTreeSet<Pair>) -> Result<BTreeMap<Pair, Document>> {
     let kinds = session.server.kinds;
     let mut oldest = BTreeMap::new();
@@ -154,7 +154,7 @@ async fn oldest(session: &mut MongoSession, pairs: &BTreeSet<Pair>) -> Result<BT
     Ok(oldest)
 }
 
-/// Make the oldest message that waits due, of each of these, unless it may go already.
+/// Make the oldest waiting message of each pair due, unless it already has a due time.
 async fn promote(session: &mut MongoSession, pairs: BTreeSet<Pair>, now: DateTime<Utc>) -> Result<()> {
     let oldest = oldest(session, &pairs).await?;
     let next = oldest.values().filter(|row| row.get("next_attempt_at").is_none_or(|at| *at == Bson::Null));
@@ -178,7 +178,7 @@ async fn keep_addresses(session: &mut MongoSession, sink: &str, new: &[(ClerkId,
     session.amend(RECIPIENTS, new.iter().map(update).collect()).await.map(drop)
 }
 
-/// Take what is due; gives also whether anything was.
+/// Claim due messages; also returns whether any was due.
 async fn claim(
     session: &mut MongoSession,
     sink: &str,
@@ -233,7 +233,7 @@ async fn claim(
         messages.push(message);
     }
     keep_addresses(session, sink, &new).await?;
-    // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
+    // Their users were erased while a worker that died was delivering them. The deletions that wait behind them become due.
     if !emptied.is_empty() {
         session.delete(OUTBOX, these(&emptied)).await?;
         promote(session, freed, lease.now).await?;
@@ -251,7 +251,7 @@ async fn finish(session: &mut MongoSession, finished: &[Finished<'_>], now: Date
     let rows = session.find(OUTBOX, these(&numbers)).await?;
     let rows: HashMap<i64, &Document> =
         rows.iter().map(|row| Ok((number(row)?, row))).collect::<Result<_>>()?;
-    // Those whose ends are still ours to say.
+    // The messages whose lease is still valid.
     let ours = finished.iter().filter(|finished| {
         let lease = rows.get(&finished.message.id).and_then(|row| row.maybe::<String>("lease"));
         lease.as_deref() == Some(finished.message.lease.as_str())
@@ -301,7 +301,7 @@ async fn finish(session: &mut MongoSession, finished: &[Finished<'_>], now: Date
     }
     promote(session, next, now).await?;
     session.amend("erasure_receipts", receipts).await?;
-    // These sinks know nothing of these users any more.
+    // These sinks hold no data about these users any more.
     if !told.is_empty() {
         session.delete(RECIPIENTS, doc! { "_id": { "$in": told } }).await?;
     }
@@ -321,7 +321,7 @@ async fn tend(session: &mut MongoSession, ids: &[i64], deed: Deed, now: DateTime
         let may = match deed {
             Deed::Retry => {
                 let (sink, user) = pair(kinds, row)?;
-                // The next one that is not given up decides: nothing behind it has been handed out.
+                // The next message that was not given up decides, because no message behind it was ever claimed.
                 let later = doc! {
                     "clerk_id": user.as_str(), "sink": sink, "_id": { "$gt": number(row)? },
                     "state": { "$in": ["pending", "delivered"] },
@@ -354,7 +354,7 @@ async fn tend(session: &mut MongoSession, ids: &[i64], deed: Deed, now: DateTime
     if !tended.is_empty() {
         session.change(OUTBOX, these(&tended), doc! { "$set": set }).await?;
     }
-    // What was the oldest waits again if an older one is pending now.
+    // The former oldest message waits again if an older one is pending now.
     let after = oldest(session, &pairs).await?;
     for (pair, row) in before {
         if after.get(&pair).is_some_and(|first| number(first) != number(&row)) {
@@ -376,7 +376,7 @@ async fn point(
 ) -> Result<()> {
     let before = session.find("outbox_sinks", doc! { "_id": sink }).await?;
     let before: Option<String> = before.first().and_then(|row| row.maybe("address"));
-    // Nearly always it is where it was.
+    // The address is almost always unchanged.
     if before.as_deref() != Some(address) {
         let here = doc! { "sink": sink, "address": address, "since": time(now) };
         let update = doc! { "q": { "_id": sink }, "u": { "$set": here }, "upsert": true };

@@ -1,8 +1,8 @@
-//! Lines of the audit trail: the order in which they stand, and what seals see of them.
+//! Lines of the audit trail: their order, and their form in seals.
 //!
-//! Ids are handed out before the commit, so that a line can appear below others that are there already. Whoever is about to write
-//! lines gets their ids, and a place among the writers, in one write to one document. A line is there for good once nobody is
-//! left among the writers who got an id before it.
+//! Ids are assigned before the commit, so a line can appear with a smaller id than lines that are already visible. A
+//! transaction that is about to write lines gets their ids and registers as a writer, in one write to one document. A line is
+//! final once no registered writer holds a smaller id.
 
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,10 @@ use crate::{
     store::{ErrorKind, Result, StoreError, ToSeal, Unsealed, prefix},
 };
 
-/// A writer that has been there for so long is dead: no transaction takes that long.
+/// A writer that has been registered for longer than this counts as dead, because no transaction takes that long.
 pub(super) const DEAD: TimeDelta = TimeDelta::minutes(3);
 
-/// How long a seal waits for those who are writing lines, and how often it looks.
+/// How long sealing waits for transactions that are writing lines, and how often it checks.
 const PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -31,14 +31,14 @@ const TRAIL: &str = "audit_log";
 const SEALS: &str = "audit_seals";
 
 impl MongoSession {
-    /// Get the ids of so many lines, and a place among the writers; gives the first id.
+    /// Reserve the ids of this many lines and register as a writer; returns the first id.
     pub(super) async fn places_in_the_trail(&mut self, lines: usize) -> Result<i64> {
         let lines = i64::try_from(lines).unwrap_or(i64::MAX);
         let is_new = self.beside.writer.is_none();
         let writer = self.beside.writer.get_or_insert_with(token).clone();
         let next = doc! { "$ifNull": ["$next", 1_i64] };
         let mut set = doc! { "next": { "$add": [&next, lines] } };
-        // It keeps the place of its first line.
+        // A registered writer keeps the place of its first line.
         if is_new {
             set.insert(format!("writing.{writer}"), doc! { "from": next, "at": "$$NOW" });
         }
@@ -52,10 +52,10 @@ impl MongoSession {
     }
 }
 
-/// Who is writing lines, and up to which id lines were handed out.
+/// The registered writers, and the next id to be assigned.
 struct Writers {
     next: i64,
-    /// By their tokens, the first id of each.
+    /// The token and the first id of each writer.
     writing: Vec<(String, i64)>,
 }
 
@@ -100,7 +100,7 @@ impl Mongo {
             let now = self.writers().await?.writing;
             writing.retain(|writer| now.contains(writer));
         }
-        // Below the first id of whoever is still writing.
+        // Stop below the first id of any writer that is still active.
         let until = writing.iter().map(|(_, from)| from - 1).min().unwrap_or(top).min(top);
         Ok(ToSeal { newest, lines: self.lines(after, until, limit).await? })
     }
@@ -144,7 +144,7 @@ impl Mongo {
     }
 }
 
-/// What somebody else has written into a field counts as nothing, which fits no hash.
+/// A value that cannot be read, because another program wrote it, becomes the default, so that the hash does not match.
 fn seal(row: &Document) -> Seal {
     let text = |name| row.maybe::<String>(name).unwrap_or_default();
     let number = |name| row.maybe::<i64>(name).unwrap_or_default();
@@ -161,7 +161,7 @@ fn seal(row: &Document) -> Seal {
     }
 }
 
-/// A line as seals see it, with the bytes of every value that is of another type than ours.
+/// A line in the form that seals use, with the raw bytes of every value that has another type than clerk-sync writes.
 fn line(row: &Document) -> Result<LineHash> {
     let nothing = Bson::Null;
     let odd = |name: &str| {

@@ -1,11 +1,11 @@
 //! How commands are sent: alone, or in a transaction.
 //!
-//! The driver's futures must be polled to their end, so each command runs in a task of its own, which nobody can cancel. A
-//! transaction moves its session into the task of each command. Dropped without an end, it is aborted.
+//! The driver's futures must be polled to their end, so each command runs in its own task, which cannot be cancelled. A
+//! transaction moves its session into the task of each command. If it is dropped before its end, it is aborted.
 //!
-//! Nothing waits for a lock here: whoever writes a document that another transaction has written meets a conflict at once, and
-//! the whole transaction begins again. What a transaction announces beside itself, leases of deliveries and its place among the
-//! writers of audit lines, is taken back when it ends, and has an end of its own should its process die.
+//! Nothing waits for a lock here. A transaction that writes a document which another one has written fails with a conflict at
+//! once, and begins again from scratch. A transaction also announces things outside itself: leases on deliveries, and its place
+//! among the writers of audit lines. They are withdrawn when it ends, and expire if its process dies.
 
 use std::{
     collections::HashMap,
@@ -36,31 +36,31 @@ use crate::{
     store::{ErrorKind, Mark, Patience, Result, RowFate, Session, StoreError, Way, prefix},
 };
 
-/// A transaction that is older is not committed: a server ends those of 60 s, and who died is waited for no longer than
-/// [`DEAD`](super::seals::DEAD).
+/// An older transaction is not committed. A server ends transactions after 60 s, and other processes wait for a dead one no
+/// longer than [`DEAD`](super::seals::DEAD).
 const OLDEST: Duration = Duration::from_secs(45);
 
-/// How often a transaction of the keeper's own begins again after a conflict.
+/// How often one of the backend's own transactions begins again after a conflict.
 pub(super) const REPEATS: u32 = 40;
 
-/// What every command needs.
+/// The shared state that every command needs.
 pub(super) struct Server {
     pub(super) client: Client,
     pub(super) database: Database,
     pub(super) kinds: Kinds,
     pub(super) anonymize_columns: Vec<String>,
     pub(super) bell: Arc<Notify>,
-    /// How many have met a conflict and rest.
+    /// Number of transactions that pause after a conflict.
     pub(super) waiting: AtomicU32,
 }
 
-/// What sends commands.
+/// Sends commands.
 #[async_trait]
 pub(super) trait Commands: Send {
-    /// Send one, and read its answer; what it could not write is its error.
+    /// Send a command and read its answer. A refused write is returned as an error.
     async fn command(&mut self, command: Document) -> Result<Document>;
 
-    /// The documents that `find` or `aggregate` gives.
+    /// The documents that `find` or `aggregate` returns.
     async fn rows(&mut self, command: Document) -> Result<Vec<Document>> {
         let collection =
             command.iter().next().and_then(|(_, name)| name.as_str()).unwrap_or_default().to_owned();
@@ -85,12 +85,12 @@ pub(super) trait Commands: Send {
         }
     }
 
-    /// The documents that a filter finds, without an order.
+    /// The documents that match a filter, in no particular order.
     async fn find(&mut self, collection: &str, filter: Document) -> Result<Vec<Document>> {
         self.rows(doc! { "find": prefix::of_table(collection), "filter": filter }).await
     }
 
-    /// The first documents that a filter finds, in this order.
+    /// The first documents that match a filter, in this order.
     async fn page(
         &mut self,
         collection: &str,
@@ -107,7 +107,7 @@ pub(super) trait Commands: Send {
         self.rows(find).await
     }
 
-    /// How many documents a filter finds.
+    /// The number of documents that match a filter.
     async fn count(&mut self, collection: &str, filter: Document) -> Result<u64> {
         let pipeline =
             vec![doc! { "$match": filter }, doc! { "$group": { "_id": null, "n": { "$sum": 1 } } }];
@@ -115,7 +115,7 @@ pub(super) trait Commands: Send {
         Ok(rows.first().and_then(|row| row.maybe("n")).unwrap_or(0))
     }
 
-    /// What a pipeline gives.
+    /// The result of a pipeline.
     async fn aggregate(&mut self, collection: &str, pipeline: Vec<Document>) -> Result<Vec<Document>> {
         let name = prefix::of_table(collection);
         self.rows(doc! { "aggregate": name, "pipeline": pipeline, "cursor": {} }).await
@@ -129,7 +129,7 @@ pub(super) trait Commands: Send {
         Ok(())
     }
 
-    /// Make updates, each as the command has it; gives how many documents they were about.
+    /// Run updates, each in the form of the command; returns how many documents they matched.
     async fn amend(&mut self, collection: &str, updates: Vec<Document>) -> Result<u64> {
         if updates.is_empty() {
             return Ok(0);
@@ -139,12 +139,12 @@ pub(super) trait Commands: Send {
         answer.need("n")
     }
 
-    /// Make one update of all that a filter finds.
+    /// Apply one update to all documents that match a filter.
     async fn change(&mut self, collection: &str, filter: Document, update: Document) -> Result<u64> {
         self.amend(collection, vec![doc! { "q": filter, "u": update, "multi": true }]).await
     }
 
-    /// Delete all that a filter finds; gives how many.
+    /// Delete all documents that match a filter; returns how many.
     async fn delete(&mut self, collection: &str, filter: Document) -> Result<u64> {
         let deletes = vec![doc! { "q": filter, "limit": 0 }];
         let answer =
@@ -153,7 +153,7 @@ pub(super) trait Commands: Send {
     }
 }
 
-/// A command alone. It reads what a majority has, and writes what a majority has on its disks.
+/// A command outside a transaction. It reads what a majority has, and writes with acknowledgement from the disks of a majority.
 pub(super) struct Alone<'s>(pub(super) &'s Arc<Server>);
 
 #[async_trait]
@@ -173,7 +173,7 @@ impl Commands for Alone<'_> {
     }
 }
 
-/// The answer, unless it tells that something could not be written.
+/// The answer, unless it reports a failed write.
 fn refused(answer: Document) -> Result<Document> {
     refusal_in(&answer).map_or(Ok(answer), Err)
 }
@@ -182,7 +182,7 @@ async fn joined<T>(task: JoinHandle<T>) -> Result<T> {
     task.await.map_err(|_| StoreError::new(ErrorKind::Unavailable))
 }
 
-/// Numbers that nobody else gets, in their order: the first of so many.
+/// Reserve this many consecutive unique numbers; returns the first.
 pub(super) async fn numbers(server: &Arc<Server>, of: &str, many: usize) -> Result<i64> {
     let many = i64::try_from(many).unwrap_or(i64::MAX);
     let command = doc! {
@@ -191,7 +191,7 @@ pub(super) async fn numbers(server: &Arc<Server>, of: &str, many: usize) -> Resu
     };
     let answer = Alone(server).command(command).await?;
     let counter = answer.get_document("value").map_err(|_| StoreError::new(ErrorKind::Broken))?;
-    // The first of all is 1.
+    // The first number of all is 1.
     Ok(counter.need::<i64>("next")? - many + 1)
 }
 
@@ -210,12 +210,12 @@ pub(super) async fn settle_numbers(server: &Arc<Server>) -> Result<()> {
     alone.amend("counters", counters).await.map(drop)
 }
 
-/// What the server's clock says.
+/// The time of the server's clock.
 pub(super) async fn server_time(server: &Arc<Server>) -> Result<DateTime<Utc>> {
     Alone(server).command(doc! { "hello": 1 }).await?.need("localTime")
 }
 
-/// A text that nobody else has.
+/// A random, unique text.
 pub(super) fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
@@ -223,9 +223,9 @@ pub(super) fn token() -> String {
 /// A transaction.
 pub(super) struct MongoSession {
     pub(super) server: Arc<Server>,
-    /// `None` while a command runs, and once it has ended.
+    /// `None` while a command runs, and after the end.
     session: Option<ClientSession>,
-    /// Why it cannot go on: every error ends a transaction at the server.
+    /// The error that ended the transaction: every error ends it on the server.
     over: Option<StoreError>,
     began: Instant,
     pub(super) patience: Patience,
@@ -233,12 +233,12 @@ pub(super) struct MongoSession {
     leaves_work: bool,
 }
 
-/// What a transaction has announced beside itself.
+/// What a transaction has announced outside itself.
 #[derive(Default)]
 pub(super) struct Beside {
-    /// By which the deliveries are found that it works on.
+    /// Identifies the deliveries that it has claimed.
     pub(super) lease: Option<String>,
-    /// Its place among the writers of lines of the audit trail.
+    /// Its place among the writers of audit lines.
     pub(super) writer: Option<String>,
 }
 
@@ -264,18 +264,18 @@ impl MongoSession {
         })
     }
 
-    /// Do something outside of the transaction.
+    /// Run commands outside the transaction.
     pub(super) fn alone(&self) -> Alone<'_> {
         Alone(&self.server)
     }
 
-    /// It cannot go on, for this reason.
+    /// Mark the transaction as failed for this reason.
     pub(super) fn fail(&mut self, reason: StoreError) -> StoreError {
         self.over.get_or_insert_with(|| reason.clone());
         reason
     }
 
-    /// Insert documents under numbers of theirs. If one of these is taken, the counters are behind, and the transaction begins again.
+    /// Insert documents with numbers. If a number is taken, the counters are behind, and the transaction begins again.
     pub(super) async fn put_numbered(
         &mut self,
         collection: &'static str,
@@ -312,7 +312,7 @@ impl Commands for MongoSession {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 if error.kind == ErrorKind::Conflict {
-                    // Whoever was first may soon be done. The more who wait, the longer each of them does.
+                    // The first writer may soon be done. The pause grows with the number of waiting transactions.
                     let others = self.server.waiting.fetch_add(1, Ordering::Relaxed);
                     pause(6 * (others + 1)).await;
                     self.server.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -328,7 +328,7 @@ impl Beside {
         self.lease.is_none() && self.writer.is_none()
     }
 
-    /// Take it back. If that fails twice, as it does while the server is unreachable, it ends by itself.
+    /// Withdraw the announcements. If that fails twice, as it does while the server is unreachable, they expire.
     async fn end(self, server: &Arc<Server>) {
         if let Some(lease) = self.lease {
             let free = doc! { "$unset": { "lease": "", "leased_until": "" } };
@@ -341,7 +341,7 @@ impl Beside {
     }
 }
 
-/// The driver does not repeat an update of several documents by itself.
+/// Make an update, and try it once more if it fails: the driver does not retry updates of several documents.
 async fn take_back(server: &Arc<Server>, collection: &str, these: Document, update: Document) {
     if Alone(server).change(collection, these.clone(), update.clone()).await.is_err() {
         _ = Alone(server).change(collection, these, update).await;
@@ -359,7 +359,7 @@ impl Drop for MongoSession {
     }
 }
 
-/// Abort a transaction, and take back what it announced.
+/// Abort a transaction, and withdraw its announcements.
 async fn ended(session: Option<ClientSession>, server: &Arc<Server>, beside: Beside) {
     if let Some(mut session) = session {
         _ = session.abort_transaction().await;
@@ -374,7 +374,7 @@ impl Session for MongoSession {
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // There is no such thing here.
+        // MongoDB has no row level security.
         Ok(None)
     }
 
@@ -426,7 +426,7 @@ impl Session for MongoSession {
     }
 }
 
-/// Do this in a transaction of its own, which begins again after a conflict.
+/// Run work in its own transaction, which begins again after a conflict.
 macro_rules! transact {
     ($server:expr, $session:ident => $work:expr) => {{
         let mut tries = 0;
@@ -452,7 +452,7 @@ macro_rules! transact {
 }
 pub(super) use transact;
 
-/// Commit if it went well, and else undo it all.
+/// Commit if the work succeeded; otherwise roll back.
 pub(super) async fn concluded<T>(session: MongoSession, done: Result<T>) -> Result<T> {
     let session = Box::new(session);
     match done {
@@ -464,7 +464,7 @@ pub(super) async fn concluded<T>(session: MongoSession, done: Result<T>) -> Resu
     }
 }
 
-/// A short while that differs for everybody, longer each time.
+/// Pause for a short random time, which grows with the number of tries.
 pub(super) async fn pause(tries: u32) {
     let most = 4 * u64::from(tries.min(100));
     let milliseconds = rand::rng().random_range(1..=most);

@@ -1,6 +1,6 @@
-//! The numbers of MySQL and MariaDB in our words. SQLSTATE stays behind: some errors have none, and others one that says
-//! something else. So do messages: they carry row values. Only names are taken out of those whose form leaves room for nothing
-//! else, in the language that our sessions ask for.
+//! From the error numbers of MySQL and MariaDB to [`ErrorKind`]. SQLSTATE is not used: some errors have none, and others a
+//! misleading one. Messages are dropped, because they contain row values. Only names are extracted from those whose format
+//! leaves no room for anything else, in the language that the sessions request.
 
 use std::io;
 
@@ -21,20 +21,20 @@ const TOO_LONG: u16 = 1406;
 const REFERENCED: u16 = 1451;
 const NOT_REFERENCED: u16 = 1452;
 
-/// What MySQL's own clients say where a password would have to go over a connection that is not encrypted.
+/// The error number of MySQL's own clients when a password would have to be sent over an unencrypted connection.
 const NEEDS_TLS: &str = "2061";
 
-/// What they say of a way of authentication that they do not have.
+/// Their error number for an authentication plugin that they do not have.
 const UNKNOWN_PLUGIN: &str = "2059";
 
-/// Understand an error of the driver or the server.
+/// Convert an error of the driver or the server.
 pub(in crate::store) fn explain(error: Error) -> StoreError {
     match error {
         Error::Database(told) => match told.try_downcast_ref::<MySqlDatabaseError>() {
             Some(told) => understood(told.number(), &prefix::out_of_text(told.message())),
             None => StoreError::new(ErrorKind::Broken),
         },
-        // Only our own words: the driver's may quote what a file holds.
+        // Only clerk-sync's own text: the driver's may quote a file's content.
         Error::Configuration(why) if why.to_string().starts_with("RSA auth backend disabled") => {
             closed(NEEDS_TLS, PASSWORD_NEEDS_TLS)
         }
@@ -42,22 +42,22 @@ pub(in crate::store) fn explain(error: Error) -> StoreError {
             closed(UNKNOWN_PLUGIN, OTHER_PLUGIN)
         }
         Error::Tls(_) | Error::Configuration(_) => unavailable(NO_TLS),
-        // What the other side of an encrypted connection proves is checked while reading.
+        // The peer's certificate is verified while reading.
         Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => unavailable(NO_TLS),
-        // What the driver itself refuses leaves a connection that cannot be used again.
+        // After an error of the driver itself, the connection cannot be used again.
         Error::Io(_)
         | Error::Protocol(_)
         | Error::PoolTimedOut
         | Error::PoolClosed
         | Error::WorkerCrashed
         | Error::BeginFailed => StoreError::new(ErrorKind::Unavailable),
-        // A time of a year that it has no room for.
+        // A time in a year that the driver cannot encode.
         Error::Encode(_) => StoreError::new(ErrorKind::BadData),
         _ => StoreError::new(ErrorKind::Broken),
     }
 }
 
-/// Understand why there is no connection: whatever it is, there is none.
+/// Convert an error of opening a connection. Whatever it is, there is no connection.
 pub(super) fn connect_error(error: Error) -> StoreError {
     let error = explain(error);
     match error.kind {
@@ -68,14 +68,14 @@ pub(super) fn connect_error(error: Error) -> StoreError {
     }
 }
 
-/// Understand an error of a statement that writes rows of this table of synced objects. Beside our own text, all that runs
-/// there is the application's: triggers, constraints, defaults and generated columns.
+/// Convert an error of a statement that writes rows of this table of synced objects. All other code that runs there belongs to
+/// the application: triggers, constraints, defaults and generated columns.
 pub(super) fn objects_error(error: Error, table: &str) -> StoreError {
     blamed(explain(error), table)
 }
 
-/// Whether the statement cannot run: something that it names is not there, or a function in it fails. Who is to blame shows by
-/// whether all that is ours is there.
+/// Whether the statement cannot run because something that it names does not exist, or because a function in it fails. If
+/// clerk-sync's own columns all exist, the application is at fault.
 pub(super) fn is_of_the_statement(error: &StoreError) -> bool {
     error.kind == ErrorKind::Broken
         && number(error).is_some_and(|number| {
@@ -83,15 +83,15 @@ pub(super) fn is_of_the_statement(error: &StoreError) -> bool {
         })
 }
 
-const PASSWORD_NEEDS_TLS: &str = "the account of DATABASE_URL has a password of caching_sha2_password or sha256_password, which is only \
-     sent over an encrypted connection: use TLS (ssl-mode=REQUIRED in DATABASE_URL, and a server that has it), or give the \
-     account another way of authentication, such as mysql_native_password on MariaDB";
+const PASSWORD_NEEDS_TLS: &str = "the account of DATABASE_URL uses caching_sha2_password or sha256_password, whose password is only \
+     sent over an encrypted connection: use TLS (ssl-mode=REQUIRED in DATABASE_URL, and a server that supports it), or give the \
+     account another authentication plugin, such as mysql_native_password on MariaDB";
 
-const OTHER_PLUGIN: &str = "the account of DATABASE_URL has a way of authentication that clerk-sync does not know: give it \
+const OTHER_PLUGIN: &str = "the account of DATABASE_URL uses an authentication plugin that clerk-sync does not support: give it \
                             caching_sha2_password or mysql_native_password";
 
-const NO_TLS: &str = "no encrypted connection comes about: the server has no TLS, its certificate cannot be trusted or is for \
-                      another name, or a file that DATABASE_URL names cannot be used (ssl-mode, ssl-ca, ssl-cert, ssl-key)";
+const NO_TLS: &str = "the encrypted connection failed: the server has no TLS, its certificate is not trusted or is for another \
+                      name, or a file that DATABASE_URL names cannot be used (ssl-mode, ssl-ca, ssl-cert, ssl-key)";
 
 fn unavailable(place: &str) -> StoreError {
     StoreError { place: Some(place.to_owned()), ..StoreError::new(ErrorKind::Unavailable) }
@@ -101,26 +101,26 @@ fn closed(code: &str, place: &str) -> StoreError {
     StoreError { code: Some(code.to_owned()), ..unavailable(place) }
 }
 
-/// What the server says, but for values.
+/// What the server reports, without values.
 fn understood(number: u16, message: &str) -> StoreError {
     let kind = match number {
-        // Another transaction was faster to give it to somebody, or to make the row.
+        // Another transaction assigned the value or created the row first.
         DUPLICATE if key(message).is_some_and(|(table, key)| is_of_ours(table, key)) => ErrorKind::Raced,
         _ => trouble(number),
     };
     StoreError { kind, code: Some(number.to_string()), place: place(number, message) }
 }
 
-/// The same error, of a statement that writes to this table.
+/// The same error for a statement that writes to this table.
 fn blamed(error: StoreError, table: &str) -> StoreError {
     let place = error.place.as_deref().unwrap_or_default();
     let is_theirs = match number(&error) {
-        // There is a connection to our own database; a trigger looks into another one. And we compute nothing.
+        // The connection to clerk-sync's database works, so a trigger uses another one. And clerk-sync computes nothing.
         Some(1044 | 1049 | 1365) => true,
         Some(TABLE_DENIED | COLUMN_DENIED) => {
             place.strip_prefix("table ").is_some_and(|other| other != table)
         }
-        // A column that a trigger fills, of this table or of another one.
+        // A column that a trigger fills, in this table or another one.
         Some(TOO_LONG | OUT_OF_RANGE) => {
             place.strip_prefix("column ").is_some_and(|column| !is_our_column(table, column))
         }
@@ -145,7 +145,7 @@ fn number(error: &StoreError) -> Option<u16> {
 
 fn trouble(number: u16) -> ErrorKind {
     match number {
-        // Deadlock; the row or the table changed since; it has to be prepared again; another member of the cluster was faster.
+        // Deadlock; the row or the table has changed; prepare again; another member of the cluster was faster.
         1213 | 1020 | 1412 | 1615 | 3101 => ErrorKind::Conflict,
         // Lock wait; NOWAIT; ended by a time limit, or by an administrator.
         1205 | 3572 | 1969 | 3024 | 1317 => ErrorKind::Locked,
@@ -157,28 +157,29 @@ fn trouble(number: u16) -> ErrorKind {
         | 1047 | 1053 | 1077 | 1079 | 1080 | 1152 | 1158..=1161 | 1180 | 1184 | 1927 | 2006 | 2013 | 3169 | 4031
         // Storage: a file cannot be opened, read or written.
         | 3 | 1015 | 1016 | 1023 | 1024 | 1026 | 1030
-        // The door.
+        // Access refused.
         | 1044 | 1045 | 1049 | 1129 | 1130 | 1251 | 1524 | 1698 | 1820 | 1862 | 3118 | 3159 | 4151 => {
             ErrorKind::Unavailable
         }
-        // Too long, out of range, no such value, no UTF-8, no JSON, larger than a packet or a row.
+        // Too long, out of range, invalid value, not UTF-8, not JSON, larger than a packet or a row.
         TOO_LONG | OUT_OF_RANGE | 1074 | 1118 | 1153 | 1265 | 1292 | 1300 | 1366 | 1367 | 1390 | 1411 | 1441 | 1690
         | 3140 | 3141 | 3157 | 3158 => ErrorKind::BadData,
         // Constraints.
         1022 | 1048 | DUPLICATE | 1169 | 1216 | 1217 | 1364 | 1586 | REFERENCED | NOT_REFERENCED | 1761 | 1762 | 3819 | 4025
-        // What triggers raise, or may not do.
+        // Errors that triggers raise, and actions that they may not do.
         | 1339 | 1365 | 1422 | 1424 | 1442 | 1456 | 1643..=1645 => ErrorKind::Refused,
         _ => ErrorKind::Broken,
     }
 }
 
-/// Numbers that are no refusal of the application: about a session, its prepared statements or a broken table; and a text of ours
-/// that is no SQL.
+/// Numbers that are not a refusal by the application: errors of a session, its prepared statements or a broken table, and
+/// invalid SQL of clerk-sync.
 fn is_of_the_session(number: u16) -> bool {
     matches!(number, 126 | 127 | 145 | 1034 | 1064 | 1179 | 1194 | 1195 | 1210 | 1243 | 1295 | 1399 | 1568)
 }
 
-/// Whether a key of ours says that an address, an id or a place is somebody else's. MariaDB does not tell the table.
+/// Whether one of clerk-sync's keys reports that another row has the address, the id or the unique values. MariaDB does not
+/// name the table.
 fn is_of_ours(table: Option<&str>, key: &str) -> bool {
     let mut tables =
         entity::ALL.iter().map(|entity| entity.table).filter(|ours| table.is_none_or(|table| table == *ours));
@@ -188,30 +189,30 @@ fn is_of_ours(table: Option<&str>, key: &str) -> bool {
     })
 }
 
-/// What a number means that people meet, in words; else the names in a message.
+/// The meaning of a common number, or otherwise the names in a message.
 fn place(number: u16, message: &str) -> Option<String> {
     let meaning = match number {
         1045 | 1698 => {
-            "the server refuses the user or the password of DATABASE_URL, or wants TLS for it (ssl-mode=REQUIRED)"
+            "the server refuses the user or the password of DATABASE_URL, or requires TLS for it (ssl-mode=REQUIRED)"
         }
         1044 => "the user of DATABASE_URL may not use this database",
         1049 => "the database that DATABASE_URL names does not exist",
         1129 => "the server has blocked this machine after too many failed connections: FLUSH HOSTS",
-        1130 => "the server takes no connections from this machine",
+        1130 => "the server accepts no connections from this machine",
         1820 | 1862 => "the password of the user of DATABASE_URL has expired",
         3118 | 4151 => "the account of the user of DATABASE_URL is locked",
-        3159 => "the server wants TLS: ssl-mode=REQUIRED in DATABASE_URL",
-        1290 | 1836 | 1874 => "it may only be read: it is a replica, or read_only is on",
-        1040 | 1203 | 1226 => "the server has no room for another connection",
+        3159 => "the server requires TLS: ssl-mode=REQUIRED in DATABASE_URL",
+        1290 | 1836 | 1874 => "it is read-only: it is a replica, or read_only is on",
+        1040 | 1203 | 1226 => "the server accepts no more connections",
         1461 => "max_prepared_stmt_count of the server is reached",
-        1153 => "it is larger than max_allowed_packet of the server",
-        1419 => "it keeps a binary log: triggers need SUPER, or log_bin_trust_function_creators = 1",
+        1153 => "the data is larger than max_allowed_packet of the server",
+        1419 => "the server keeps a binary log: triggers need SUPER, or log_bin_trust_function_creators = 1",
         _ => return names(number, message),
     };
     Some(meaning.to_owned())
 }
 
-/// The names in a message. What a trigger raises (1644) can be any text, also somebody's address.
+/// The names in a message. The text that a trigger raises (1644) can be anything, even an email address.
 fn names(number: u16, message: &str) -> Option<String> {
     match number {
         DUPLICATE => {
@@ -249,14 +250,15 @@ fn names(number: u16, message: &str) -> Option<String> {
     }
 }
 
-/// The table and the key of `Duplicate entry '…' for key 'users.email'`, where any value stands, even one that says the same.
+/// The table and the key of `Duplicate entry '…' for key 'users.email'`. The value in the message can be any text, even a part
+/// of this pattern.
 fn key(message: &str) -> Option<(Option<&str>, &str)> {
     let told = message.strip_prefix("Duplicate entry '")?.strip_suffix('\'')?;
     let name = plain(told.rsplit_once("' for key '")?.1)?;
     Some(name.rsplit_once('.').map_or((None, name), |(table, key)| (Some(table), key)))
 }
 
-/// The names of ``… a foreign key constraint fails (`shop`.`orders`, CONSTRAINT `of_user` FOREIGN KEY (…``.
+/// The names in ``… a foreign key constraint fails (`shop`.`orders`, CONSTRAINT `of_user` FOREIGN KEY (…``.
 fn foreign_key(message: &str) -> Option<String> {
     let (_, told) = message.split_once(" a foreign key constraint fails (")?;
     let (_, rest) = identifier(told)?;
@@ -265,7 +267,7 @@ fn foreign_key(message: &str) -> Option<String> {
     rest.starts_with(" FOREIGN KEY (").then(|| format!("table {table}, constraint {name}"))
 }
 
-/// The table of `'orders'` or `` `shop`.`orders` ``.
+/// The table in `'orders'` or `` `shop`.`orders` ``.
 fn denied(told: &str) -> Option<String> {
     if let Some(name) = told.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
         return plain(name).map(str::to_owned);
@@ -275,7 +277,7 @@ fn denied(told: &str) -> Option<String> {
     rest.is_empty().then_some(table)
 }
 
-/// A name between backticks or, as `ANSI_QUOTES` has it, double quotes; and what stands behind it.
+/// A name in backticks or, under `ANSI_QUOTES`, in double quotes, and the text after it.
 pub(super) fn identifier(text: &str) -> Option<(String, &str)> {
     let quote = text.chars().next().filter(|quote| matches!(quote, '`' | '"'))?;
     let (mut name, mut rest) = (String::new(), &text[1..]);
@@ -291,12 +293,12 @@ pub(super) fn identifier(text: &str) -> Option<(String, &str)> {
     }
 }
 
-/// The name between these words, of which the first begin the message.
+/// The name between these two texts; the message begins with the first.
 fn first<'a>(message: &'a str, before: &str, behind: &str) -> Option<&'a str> {
     plain(message.strip_prefix(before)?.split_once(behind)?.0)
 }
 
-/// A name that cannot be taken for anything else.
+/// The name, if it has only characters of plain identifiers.
 fn plain(name: &str) -> Option<&str> {
     let is_plain = (1..=200).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.$-".contains(&byte));

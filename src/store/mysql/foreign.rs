@@ -1,4 +1,4 @@
-//! Reading a table that is not ours.
+//! Reading an application's table.
 
 use sqlx::{
     AssertSqlSafe, MySqlConnection,
@@ -15,10 +15,10 @@ use crate::store::{
     sql::{Row, only},
 };
 
-/// What the servers say to a statement that would write, be it of a function that a condition calls.
+/// The error for a write in a read-only transaction, even by a function that a condition calls.
 const READ_ONLY: &str = "1792";
 
-/// Names stand in double quotes: see `sql_mode`. Nothing is ever written into a statement but names, and what the user has written.
+/// Names are in double quotes: see `sql_mode`. Only names and the operator's condition are written into a statement.
 const WORDS: Words = Words {
     quoted,
     text,
@@ -26,18 +26,18 @@ const WORDS: Words = Words {
     is_plain: |text| format!("{text} NOT REGEXP '[^0-9A-Za-z]'"),
     is_behind: |id| format!("(? IS NULL OR {id} > ?)"),
     limit: "?",
-    hint: "with a column's name in double quotes if it is a word of SQL",
+    hint: "with column names in double quotes if they are reserved words of SQL",
 };
 
-/// A time for the whole table, in the words of each server. To the other one they are a comment.
+/// A time limit for reading the whole table, in each server's own syntax. The other server treats it as a comment.
 const PATIENT: &str =
     "/*M! SET STATEMENT max_statement_time = 300 FOR */ SELECT /*+ MAX_EXECUTION_TIME(300000) */ ";
 
-/// The table, its columns and what is in them.
+/// The table, its columns and counts of their values.
 pub(super) async fn describe(connection: &mut MySqlConnection, table: &str) -> Result<ForeignTable> {
     let found = find(connection, table).await?;
     if found.is_in_our_database && found.name == prefix::of_table("users") {
-        // Perhaps it is not ours at all: then what to do about that is the better answer.
+        // The table may have been created by another application. Then the advice about that is the better answer.
         migrations::check(connection, &[]).await?;
         return Err(StoreError::schema(format!(
             "{table} is clerk-sync's own table in database {}: name the application's table",
@@ -51,7 +51,7 @@ pub(super) async fn describe(connection: &mut MySqlConnection, table: &str) -> R
     Ok(ForeignTable { zone, ..foreign::counted(&counts, columns)? })
 }
 
-/// Up to `limit` rows in the order of their ids, after this one. The connection is in a transaction that only reads.
+/// Up to `limit` rows after this id, ordered by id. The connection is in a read-only transaction.
 pub(super) async fn read(
     connection: &mut MySqlConnection,
     reading: &ForeignReading,
@@ -59,7 +59,7 @@ pub(super) async fn read(
     limit: u32,
 ) -> Result<Vec<ForeignRow>> {
     if reading.condition.as_deref().is_some_and(has_parameter) {
-        // The driver would refuse it, and leave a connection that cannot be used again.
+        // The driver would refuse it, and the connection could not be used again.
         return foreign::rows(Err(StoreError::new(ErrorKind::Refused)), reading, &WORDS);
     }
     let found = find(connection, &reading.table).await?;
@@ -75,7 +75,7 @@ pub(super) async fn read(
     let id = text(&quoted(&reading.id));
     let json = format!("json_object({pairs})");
     let statement = foreign::page(reading, &id, &json, &found.quoted(), &WORDS);
-    // A statement that is prepared is one alone, whatever a condition ends or begins.
+    // A prepared statement is always a single one, whatever the condition contains.
     let rows = ask(connection, patient(&statement).bind(after).bind(after).bind(limit)).await;
     let refused = |error: StoreError| match error.code.as_deref() {
         Some(READ_ONLY) => StoreError { kind: ErrorKind::Refused, ..error },
@@ -88,7 +88,7 @@ fn patient<'q>(statement: &str) -> Query<'q, MySql, MySqlArguments> {
     sqlx::query(AssertSqlSafe(statement.replacen("SELECT ", PATIENT, 1))).persistent(false)
 }
 
-/// What stands in a column, as a text that compares byte by byte.
+/// The value of a column, as a text that compares byte by byte.
 fn text(column: &str) -> String {
     format!("CONVERT({column} USING utf8mb4) COLLATE utf8mb4_bin")
 }
@@ -100,7 +100,7 @@ fn has_parameter(condition: &str) -> bool {
         match quote {
             Some(_) if escaped => escaped = false,
             Some('\'') if c == '\\' => escaped = true,
-            // One that is doubled ends a quotation and begins another.
+            // A doubled quote ends one quotation and begins another.
             Some(open) if c == open => quote = None,
             Some(_) => {}
             None if matches!(c, '\'' | '"' | '`') => quote = Some(c),
@@ -117,7 +117,7 @@ struct Found {
     columns: Vec<Column>,
 }
 
-/// A column, with its type in the server's words.
+/// A column, with the server's name of its type.
 struct Column {
     name: String,
     type_name: String,
@@ -152,13 +152,13 @@ impl Column {
         }
     }
 
-    /// What stands in it, as JSON takes it.
+    /// An expression for the column's value that JSON accepts.
     fn value(&self) -> String {
         let column = quoted(&self.name);
         match &*self.type_name {
-            // A moment, which our sessions are told in UTC.
+            // A point in time, which clerk-sync's sessions receive in UTC.
             "timestamp" => format!("concat(date_format({column}, '%Y-%m-%dT%H:%i:%s.%f'), 'Z')"),
-            // JSON has no bytes. MySQL has no text for those that are no UTF-8.
+            // JSON has no bytes. MySQL cannot convert bytes to text if they are not UTF-8.
             "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => {
                 format!("coalesce(CONVERT({column} USING utf8mb4), hex({column}))")
             }
@@ -184,7 +184,7 @@ async fn find(connection: &mut MySqlConnection, table: &str) -> Result<Found> {
         let column = Column { name: row.get(2)?, type_name: row.get::<String>(3)?.to_ascii_lowercase() };
         rows.push((database, name, row.get::<bool>(4)?, column));
     }
-    // Names are compared without regard to case here, and in SQL it depends on the server's disk.
+    // This query compares names without regard to case. In SQL that depends on the server's file system.
     if rows.iter().any(|(_, found, ..)| *found == name) {
         rows.retain(|(_, found, ..)| *found == name);
     }
@@ -192,14 +192,14 @@ async fn find(connection: &mut MySqlConnection, table: &str) -> Result<Found> {
     let Some((database, name, is_in_our_database)) = first else {
         return Err(StoreError::schema(format!(
             "there is no table {table} that the user of DATABASE_URL may read: write it as in SQL, such as `User`, or shop.`User` for \
-             one of another database"
+             a table of another database"
         )));
     };
     let of_it = rows.into_iter().filter(|(_, found, ..)| *found == name);
     Ok(Found { columns: of_it.map(|(.., column)| column).collect(), database, is_in_our_database, name })
 }
 
-/// The database, if it is named, and the table.
+/// The database, if it is given, and the table.
 fn parts(table: &str) -> (Option<String>, String) {
     let quotes = ['`', '"'];
     let mut quote = None;
@@ -223,22 +223,22 @@ fn parts(table: &str) -> (Option<String>, String) {
     }
 }
 
-/// The zone in which a session of the application writes times without one, if anybody but the application can know. Our own
-/// sessions do not tell: the driver asks for UTC.
+/// The zone in which the application's sessions write times without a zone, if the database can show it. clerk-sync's own
+/// sessions cannot, because the driver requests UTC.
 async fn zone(connection: &mut MySqlConnection) -> Result<Option<String>> {
     let rows = ask(connection, sqlx::query("SELECT @@global.time_zone, @@system_time_zone")).await?;
     let row: &Row = only(&rows)?;
     Ok(zone_of(&row.get::<String>(0)?, &row.get::<String>(1)?))
 }
 
-/// By what is set, or else by that of the machine, which says something only where it is UTC.
+/// The zone that is set, or otherwise the machine's, which only counts if it is UTC.
 fn zone_of(set: &str, of_the_machine: &str) -> Option<String> {
     let is_utc =
         |zone: &str| matches!(zone, "UTC" | "GMT" | "Etc/UTC" | "Etc/GMT" | "UCT" | "+00:00" | "-00:00");
     match set {
         zone if is_utc(zone) => Some("UTC".to_owned()),
         "SYSTEM" => is_utc(of_the_machine).then(|| "UTC".to_owned()),
-        // A distance from UTC has no summer.
+        // A fixed offset from UTC has no daylight saving time.
         zone => zone.contains('/').then(|| zone.to_owned()),
     }
 }

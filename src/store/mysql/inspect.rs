@@ -1,5 +1,5 @@
-//! Looking at the server and the tables, for people. Nothing is written; but for counting nothing is read but what the server says
-//! of itself and the list of migrations, so that it works, and tells why, where next to nothing is allowed.
+//! Inspecting the server and the tables, for people. Nothing is written. Except for counting, it only reads what the server
+//! reports about itself and the list of migrations. So it works, and explains what is wrong, even with almost no privileges.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,26 +22,26 @@ use crate::store::{
     sql::{Row, RowCells, only},
 };
 
-/// Where it is written which migrations are applied.
+/// The table that records which migrations are applied.
 const REMEMBERED: &str = "_clerk_sync_migrations";
 
-/// The table of ours that no other keeper has.
+/// The clerk-sync table that only this backend has.
 const BARRIER: &str = "audit_barrier";
 
-/// The first versions that pass over rows which others have locked.
+/// The oldest supported versions: the first that can skip locked rows.
 const OLDEST_MARIADB: (&str, (u32, u32)) = ("MariaDB 10.6", (10, 6));
 const OLDEST_MYSQL: (&str, (u32, u32)) = ("MySQL 8.0", (8, 0));
 
-/// A table of users with no more rows than this, as the server estimates it, is counted while webhooks come in.
+/// A `users` table of at most this many rows, by the server's estimate, is counted even while webhooks arrive.
 const COUNTED: u64 = 20_000;
 
-/// Whether everybody may make triggers while there is a binary log.
+/// The variable that lets every account create triggers while there is a binary log.
 const TRUSTS: &str = "log_bin_trust_function_creators";
 
-/// Tables that lack the same are named one by one, up to so many.
+/// Up to this many tables that lack the same privileges are named one by one.
 const NAMED: usize = 3;
 
-/// The rows of a query that is not one of those which all databases share.
+/// The rows of a query that is specific to MySQL and MariaDB.
 pub(super) async fn ask(
     connection: &mut MySqlConnection,
     query: Query<'_, MySql, MySqlArguments>,
@@ -49,7 +49,7 @@ pub(super) async fn ask(
     Ok(Row::all(connection.fetch_all(query).await.map_err(explain)?, RowCells::Mysql, &[]))
 }
 
-/// What is right and wrong. `lacks_index`: that of `UNIQUE_EMAIL` is still to be made or removed.
+/// Inspect the database. `lacks_index`: the index of `UNIQUE_EMAIL` still has to be created or dropped.
 pub(super) async fn inspect(
     connection: &mut MySqlConnection,
     anonymize_columns: &[String],
@@ -87,7 +87,7 @@ pub(super) async fn inspect(
         });
     }
     let drops = grants.allow("DROP", &server.database, "audit_log");
-    // While some migrations are pending columns are missing that they will add.
+    // While only some migrations are applied, columns are missing that the others will add.
     let whole = pending.is_empty() || pending.len() == MYSQL.len();
     let tables = if missing.is_empty() && whole {
         let checked = migrations::check(connection, &[]).await;
@@ -103,7 +103,7 @@ pub(super) async fn inspect(
     if pending.is_empty() && grants.allow("TRIGGER", &server.database, "audit_log") {
         settings.extend(triggers(connection).await?);
     }
-    // Some accounts write all the same.
+    // Some accounts may write even if the server is read-only.
     let writes =
         grants.allow_everywhere(if version.is_mariadb { "READ_ONLY ADMIN" } else { "CONNECTION_ADMIN" })
             || (!version.is_mariadb && grants.allow_everywhere("SUPER"));
@@ -111,7 +111,7 @@ pub(super) async fn inspect(
         needs: version.needs(),
         version: version.to_string(),
         now: Some(now),
-        // A replica is told by its being read only.
+        // A replica shows by being read-only.
         standby: false,
         read_only: variables.is_on("super_read_only")
             || variables.is_on("innodb_read_only")
@@ -123,18 +123,18 @@ pub(super) async fn inspect(
         rules: Vec::new(),
         references: references(connection).await?,
         route: None,
-        // An id that is used moves the counter of its table behind it.
+        // Inserting an id moves the table's counter past it.
         sequences: Vec::new(),
         settings,
         bypass: drops.then_some(
-            "this account may TRUNCATE audit_log and audit_seals (privilege DROP), which their triggers do not see: only a seal that is \
-             kept elsewhere (`clerk-sync audit verify --seal`) proves that nothing is gone",
+            "this account may TRUNCATE audit_log and audit_seals (privilege DROP), which does not fire their triggers: only a seal that \
+             is kept elsewhere (`clerk-sync audit verify --seal`) proves that nothing is gone",
         ),
         size: size(connection).await,
     })
 }
 
-/// Which server it is.
+/// The server's product and version.
 struct Version {
     is_mariadb: bool,
     number: String,
@@ -143,13 +143,13 @@ struct Version {
 impl Version {
     fn of(text: &str) -> Self {
         let is_mariadb = text.to_ascii_lowercase().contains("mariadb");
-        // What MariaDB says to replicas that know no number above 5.
+        // The prefix that MariaDB sends for replicas that do not expect a major version above 5.
         let text = if is_mariadb { text.strip_prefix("5.5.5-").unwrap_or(text) } else { text };
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         Self { is_mariadb, number: text[..end].trim_end_matches('.').to_owned() }
     }
 
-    /// The oldest that will do, if this one is older.
+    /// The oldest supported version, if this one is older.
     fn needs(&self) -> Option<&'static str> {
         let (name, oldest) = if self.is_mariadb { OLDEST_MARIADB } else { OLDEST_MYSQL };
         let mut numbers = self.number.split('.').map(|number| number.parse().unwrap_or(0));
@@ -164,7 +164,7 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Variables of the server, by their names. Each of the two lacks some of the other's.
+/// Variables of the server, by name. Each product lacks some of the other's.
 struct Variables(HashMap<String, String>);
 
 impl Variables {
@@ -188,7 +188,7 @@ async fn variables(connection: &mut MySqlConnection) -> Result<Variables> {
     variables.collect::<Result<_>>().map(Variables)
 }
 
-/// What is wrong where triggers of the audit trail are gone, as a dump without triggers leaves it.
+/// The problem if triggers of the audit trail are missing, as after restoring a dump without triggers.
 async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
     const OURS: i64 = 4;
     let query = sqlx::query(named(
@@ -203,19 +203,19 @@ async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
             OURS - found
         ),
         remedy: format!(
-            "DELETE FROM {}; and run `clerk-sync migrate`, which makes them again",
+            "DELETE FROM {}; and run `clerk-sync migrate`, which creates them again",
             prefix::of_table(REMEMBERED)
         ),
     }))
 }
 
-/// What can be lost when the machine fails.
+/// Settings that can lose data when the machine fails.
 fn settings(variables: &Variables) -> Vec<Missing> {
     let mut settings = Vec::new();
     let mut set = |name: &str, loses: &str| {
         settings.push(Missing {
             what: format!("{name} is not 1: a machine that fails can lose {loses}"),
-            remedy: format!("SET GLOBAL {name} = 1; and the same in the server's configuration file"),
+            remedy: format!("SET GLOBAL {name} = 1; and set it in the server's configuration file as well"),
         });
     };
     if variables.is_other_than("innodb_flush_log_at_trx_commit", "1") {
@@ -227,15 +227,15 @@ fn settings(variables: &Variables) -> Vec<Missing> {
     settings
 }
 
-/// What an account may do, with the roles that it has in this session.
+/// The privileges of an account, including the roles that are active in this session.
 struct Grants(Vec<Grant>);
 
 /// A line of `SHOW GRANTS`.
 struct Grant {
-    /// Or taken back.
+    /// Whether it was granted rather than revoked.
     given: bool,
     privileges: Vec<String>,
-    /// A pattern, where it is about a whole database; all of them if there is none.
+    /// A pattern if the grant is for a whole database; `None` if it is for all databases.
     database: Option<String>,
     table: Option<String>,
 }
@@ -251,13 +251,13 @@ impl Grants {
         Ok(Self(grants))
     }
 
-    /// Whether a table may be treated like this.
+    /// Whether the account has this privilege on a table.
     fn allow(&self, privilege: &str, database: &str, table: &str) -> bool {
         let table = prefix::of_table(table);
         self.are_for(privilege, |grant| grant.covers(database, Some(&table)))
     }
 
-    /// Whether every table of a database may be, also those that are not there yet.
+    /// Whether it has this privilege on every table of a database, including future ones.
     fn allow_in(&self, privilege: &str, database: &str) -> bool {
         self.are_for(privilege, |grant| grant.covers(database, None))
     }
@@ -270,20 +270,20 @@ impl Grants {
         let of_it = || self.0.iter().filter(|grant| grant.names(privilege) && covers(grant));
         let is_given =
             |everywhere: bool| of_it().any(|grant| grant.given && grant.database.is_none() == everywhere);
-        // What is taken back of a database was given everywhere.
+        // A privilege that is revoked for one database was granted for all.
         is_given(false) || (is_given(true) && of_it().all(|grant| grant.given))
     }
 }
 
 impl Grant {
-    /// None of a role, and none of what is no table.
+    /// A grant of table privileges; `None` for roles and other objects.
     fn of(line: &str) -> Option<Self> {
         let (given, rest, to) = match line.strip_prefix("GRANT ") {
             Some(rest) => (true, rest, " TO "),
             None => (false, line.strip_prefix("REVOKE ")?, " FROM "),
         };
         let (privileges, rest) = outside(rest, " ON ")?;
-        // What stands behind it may be the hash of a password.
+        // The rest may contain the hash of a password.
         let (object, _) = outside(rest, to)?;
         let (database, table) = match object.strip_prefix("*.") {
             Some("*") => (None, None),
@@ -304,7 +304,7 @@ impl Grant {
             list.push(privilege.trim().to_ascii_uppercase());
             left = rest;
         }
-        // On some columns only.
+        // Drop privileges on single columns.
         list.retain(|privilege| !privilege.contains('('));
         Some(Self { given, privileges: list, database, table })
     }
@@ -322,7 +322,7 @@ impl Grant {
     }
 }
 
-/// What stands before and behind this, where it is neither between backticks nor in parentheses.
+/// The text before and after `this`, outside backticks and parentheses.
 fn outside<'a>(text: &'a str, this: &str) -> Option<(&'a str, &'a str)> {
     let (mut quoted, mut depth) = (false, 0);
     for (place, c) in text.char_indices() {
@@ -339,7 +339,7 @@ fn outside<'a>(text: &'a str, this: &str) -> Option<(&'a str, &'a str)> {
     None
 }
 
-/// As `LIKE` says it of the names of databases in grants.
+/// Whether a database name matches a grant's pattern, as `LIKE` does.
 fn is_like(pattern: &str, name: &str) -> bool {
     let mut rest = pattern.chars();
     match rest.next() {
@@ -358,31 +358,31 @@ fn is_like(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The server, and who we are there.
+/// The server, and clerk-sync's account on it.
 struct Server {
     /// As SQL writes it.
     account: String,
     database: String,
     /// Whether it keeps a binary log.
     logs: bool,
-    /// Whether then everybody may make triggers.
+    /// Whether every account may then create triggers.
     trusts: bool,
 }
 
-/// What is done with a table of ours.
+/// The privileges that clerk-sync needs on one of its tables.
 fn needed(table: &str, pending: bool) -> &'static [&'static str] {
     match table {
         REMEMBERED if pending => &["SELECT", "INSERT"],
         REMEMBERED => &["SELECT"],
         "audit_log" => &["SELECT", "INSERT"],
         BARRIER if pending => &["SELECT", "INSERT", "UPDATE"],
-        // To lock a row is to be allowed to write it.
+        // Locking a row requires the privilege to write it.
         BARRIER => &["SELECT", "UPDATE"],
         _ => &["SELECT", "INSERT", "UPDATE", "DELETE"],
     }
 }
 
-/// What the statements of a migration need besides.
+/// The further privileges that a migration's statements need.
 fn needed_by(sql: &str) -> Vec<&'static str> {
     const WORDS: [(&str, &[&str]); 6] = [
         ("CREATE", &["CREATE TABLE"]),
@@ -398,7 +398,7 @@ fn needed_by(sql: &str) -> Vec<&'static str> {
     needs.map(|(privilege, _)| *privilege).collect()
 }
 
-/// What is not allowed, with the statement that allows it.
+/// The missing privileges, each with the statement that grants it.
 fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missing> {
     let Server { account, database, logs, trusts } = server;
     let place = backquoted(database);
@@ -417,11 +417,11 @@ fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missi
     }
     if needs.contains(&"TRIGGER") && *logs && !*trusts && !grants.allow_everywhere("SUPER") {
         lacks(
-            "SUPER, to make triggers while the server keeps a binary log".to_owned(),
+            "SUPER, to create triggers while the server keeps a binary log".to_owned(),
             format!("SET GLOBAL {TRUSTS} = 1; or run `clerk-sync migrate` as an account that has SUPER"),
         );
     }
-    // Tables that lack the same are told together.
+    // Tables that lack the same privileges are reported together.
     let mut alike: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
     for table in TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED]) {
         let wanted = needed(table, !pending.is_empty()).iter().copied();
@@ -448,19 +448,19 @@ fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missi
     missing
 }
 
-/// A name in backticks, which both servers take in every SQL mode.
+/// A name in backticks, which both servers accept in every SQL mode.
 fn backquoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
 
-/// `app@%` as SQL writes it.
+/// An account such as `app@%`, as SQL writes it.
 fn quoted_account(account: &str) -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
     let (user, host) = account.rsplit_once('@').unwrap_or((account, "%"));
     format!("{}@{}", quoted(user), quoted(host))
 }
 
-/// Foreign keys of the application's, as far as we may see its tables. Each has its index, or it could not be made.
+/// Foreign keys of the application, if its tables are visible. Each has an index, because it could not be created without one.
 async fn references(connection: &mut MySqlConnection) -> Result<Vec<Reference>> {
     let query = sqlx::query(
         "SELECT CAST(k.table_schema AS char), CAST(k.table_name AS char), k.table_schema = database(),
@@ -480,13 +480,13 @@ async fn references(connection: &mut MySqlConnection) -> Result<Vec<Reference>> 
         } else {
             format!("{database}.{table} ({columns})")
         };
-        // InnoDB makes an index for every foreign key that has none.
+        // InnoDB creates an index for every foreign key that has none.
         Ok(Reference { place, to: row.get(4)?, remedy: None })
     };
     ask(connection, query).await?.iter().map(reference).collect()
 }
 
-/// How large it is, as the server remembers it.
+/// The size of the database, by the server's statistics.
 pub(super) async fn size(connection: &mut MySqlConnection) -> Result<Size> {
     let names = TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED]);
     let names = names.map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
@@ -500,13 +500,13 @@ pub(super) async fn size(connection: &mut MySqlConnection) -> Result<Size> {
     Ok(Size { database: row.get(0)?, ours: Some(row.get(1)?) })
 }
 
-/// How many users are not deleted, in a few milliseconds, also right after a million have come in. In a large table the users of 25
-/// stretches of 200 rows are counted, evenly apart.
+/// The approximate number of live users, in a few milliseconds, even right after a million were imported. For a large table it
+/// counts the users in 25 evenly spaced ranges of 200 rows.
 pub(super) async fn estimate_standing(connection: &mut MySqlConnection) -> Result<Count> {
-    // By what the storage itself keeps: in information_schema MySQL shows what was true up to a day ago.
+    // Uses the storage engine's estimate: information_schema of MySQL may be a day old.
     let plan = sqlx::raw_sql(named("EXPLAIN FORMAT=TRADITIONAL SELECT clerk_id, deleted_at FROM users"));
     let plan = connection.fetch_all(plan).await.map_err(explain)?;
-    // An empty table may have no such number.
+    // For an empty table the number may be missing.
     let rows: Option<i64> = plan.first().and_then(|row| row.try_get_unchecked("rows").ok());
     let rows = rows.unwrap_or(0).unsigned_abs();
     if rows <= COUNTED {

@@ -1,6 +1,6 @@
-//! Bringing the tables up to date, and refusing tables that are not ours.
+//! Bringing the tables up to date, and refusing tables that clerk-sync did not create.
 //!
-//! DDL commits by itself, so that a migration which broke off is run again from its beginning: each of its steps can be.
+//! DDL commits implicitly, so an interrupted migration runs again from its beginning. Each of its steps can be repeated.
 
 use sqlx::{AssertSqlSafe, Executor as _, MySqlConnection};
 
@@ -13,16 +13,16 @@ use crate::store::{
     sql::{Dialect, Row, only},
 };
 
-/// How long a process waits for another one that migrates, in seconds. A time without end is no lock on MariaDB.
+/// How long a process waits for another one that migrates, in seconds. MariaDB does not lock if the time is unlimited.
 const PATIENCE: i64 = 600;
 
-/// Apply what is pending; returns it.
+/// Apply pending migrations; returns them.
 pub(super) async fn migrate(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec<Migration>> {
     migrated(connection, dialect).await.map_err(|error| match error.code.as_deref() {
-        // A table, a column, a routine, a privilege for all of the server; triggers beside a binary log.
+        // A table, a column, a routine, a privilege for the whole server; triggers with a binary log.
         Some("1142" | "1143" | "1227" | "1370" | "1419") => StoreError::schema(format!(
-            "the account of DATABASE_URL may not apply migrations ({}): `clerk-sync doctor` names each privilege that is missing, \
-             with its GRANT",
+            "the account of DATABASE_URL may not apply migrations ({}): `clerk-sync doctor` lists each missing privilege with \
+             its GRANT",
             error.code_or_kind()
         )),
         _ => error,
@@ -34,7 +34,7 @@ async fn migrated(connection: &mut MySqlConnection, dialect: Dialect) -> Result<
         complete(&check(connection, &[]).await?)?;
         return Ok(Vec::new());
     }
-    // In this database alone.
+    // The lock is per database.
     let lock = sqlx::query("SELECT GET_LOCK(concat('clerk_sync_', left(sha2(database(), 256), 32)), ?)")
         .bind(PATIENCE);
     if only(&ask(connection, lock).await?)?.maybe::<i64>(0)? != Some(1) {
@@ -47,7 +47,7 @@ async fn migrated(connection: &mut MySqlConnection, dialect: Dialect) -> Result<
 }
 
 async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec<Migration>> {
-    // Others may have been faster.
+    // Another process may have applied them meanwhile.
     let pending = pending(connection).await?;
     check(connection, &pending).await?;
     let table = format!(
@@ -58,12 +58,12 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
         collation(dialect)
     );
     run(connection, &table).await?;
-    // While we wait for the lock of a table, every reader that comes later waits behind us.
+    // While this session waits for a table lock, later readers wait behind it.
     run(connection, "SET SESSION lock_wait_timeout = 10").await?;
     for migration in &pending {
         for part in parts(&migration.sql.replace("{bin}", collation(dialect))) {
             match run(connection, &part).await {
-                // The column was added before the migration broke off.
+                // The column was added before the migration was interrupted.
                 Err(error) if error.code.as_deref() == Some("1060") && adds_a_column(&part) => {}
                 done => done?,
             }
@@ -78,12 +78,12 @@ async fn apply(connection: &mut MySqlConnection, dialect: Dialect) -> Result<Vec
     Ok(pending)
 }
 
-/// Whether a line adds a column, and that alone: it cannot be done twice.
+/// Whether a line does nothing but add a column, which cannot be done twice.
 fn adds_a_column(line: &str) -> bool {
     line.starts_with("ALTER TABLE ") && line.contains(" ADD COLUMN ")
 }
 
-/// The parts of a migration: each line that adds a column, and what stands between.
+/// The parts of a migration: each line that adds a column, and the text between such lines.
 fn parts(sql: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     for line in sql.split_inclusive('\n') {
@@ -106,17 +106,17 @@ async fn pending(connection: &mut MySqlConnection) -> Result<Vec<Migration>> {
     Migration::pending(MYSQL, &applied(connection).await?)
 }
 
-/// A text of ours with the names that the database knows.
+/// clerk-sync's SQL with the names that the database uses.
 pub(super) fn named(sql: &str) -> AssertSqlSafe<String> {
     AssertSqlSafe(prefix::in_text(sql, Dialect::Mysql).into_owned())
 }
 
-/// Every migration we know, and whether it is applied.
+/// Every known migration, and whether it is applied.
 pub(super) async fn status(connection: &mut MySqlConnection) -> Result<Vec<MigrationStatus>> {
     Ok(Migration::status(MYSQL, &applied(connection).await?))
 }
 
-/// Versions and checksums of what is applied.
+/// Versions and checksums of the applied migrations.
 pub(super) async fn applied(connection: &mut MySqlConnection) -> Result<Vec<(i64, String)>> {
     let tables = sqlx::query(named(
         "SELECT 1 FROM information_schema.tables WHERE table_schema = database() AND table_name = '_clerk_sync_migrations'",
@@ -128,8 +128,8 @@ pub(super) async fn applied(connection: &mut MySqlConnection) -> Result<Vec<(i64
     ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
-/// Refuse tables with our names that are not ours, as far as these migrations are not still to change them. Gives the columns
-/// of the whole database.
+/// Refuse tables with clerk-sync's names that clerk-sync did not create, except where these migrations still change them.
+/// Returns the columns of the whole database.
 pub(super) async fn check(connection: &mut MySqlConnection, pending: &[Migration]) -> Result<Vec<Column>> {
     let columns = columns(connection).await?;
     let mistakes = schema::mistakes(&columns, pending, fits);
@@ -140,27 +140,27 @@ pub(super) async fn check(connection: &mut MySqlConnection, pending: &[Migration
     let name: String = only(&ask(connection, name).await?)?.get(0)?;
     let adopt = if mistakes.iter().any(|(table, _)| *table == "users") {
         format!(
-            " To take over its users, run `clerk-sync migrate adopt --from {name}.users --dry-run` with that database, and then the \
-             same without --dry-run."
+            " To import its users, run `clerk-sync migrate adopt --from {name}.users --dry-run` with that database, and then run it \
+             again without --dry-run."
         )
     } else {
         String::new()
     };
     let remedy = format!(
-        "Leave the database to the program that made it, and give clerk-sync one of its own: CREATE DATABASE {name}_clerk; and name it in \
-         DATABASE_URL. Or give its tables other names: TABLE_PREFIX=clerk_.{adopt}"
+        "Leave this database to the program that created it and give clerk-sync a separate one: run CREATE DATABASE {name}_clerk; and \
+         set DATABASE_URL to it. Or give clerk-sync's tables other names: TABLE_PREFIX=clerk_.{adopt}"
     );
     Err(schema::refused(&mistakes, &format!("database {name}"), &remedy))
 }
 
-/// Refuse a database that lacks tables which its migrations have made, as a restore that broke off leaves it.
+/// Refuse a database that lacks tables which applied migrations created, as after an interrupted restore.
 pub(super) fn complete(columns: &[Column]) -> Result<()> {
     let is_there = |table: &&schema::Table| columns.iter().any(|column| column.table == table.name);
     match schema::TABLES.iter().find(|table| !is_there(table)) {
         None => Ok(()),
         Some(missing) => Err(StoreError::schema(format!(
-            "the table {} is missing, though the migration that makes it is applied. Nothing was changed. Restore the whole dump \
-             into an empty database, or let migrations make what is missing: DELETE FROM {}; and run `clerk-sync migrate`",
+            "the table {} is missing, although the migration that creates it is applied. Nothing was changed. Restore the whole \
+             dump into an empty database, or let the migrations create what is missing: DELETE FROM {}; and run `clerk-sync migrate`",
             prefix::of_table(missing.name),
             prefix::of_table("_clerk_sync_migrations")
         ))),

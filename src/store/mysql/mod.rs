@@ -1,8 +1,8 @@
 //! MySQL and MariaDB.
 //!
-//! Transactions are READ COMMITTED: the server's default would lock what lies between the rows that are looked for. Each opens with
-//! one text that sets all that it needs. DDL commits by itself, so that migrations are steps that can be run again, and one process
-//! runs them at a time. The server's messages hold values, and never leave this room.
+//! Transactions are READ COMMITTED: the server's default would also lock the gaps between the rows that are searched. Each
+//! opens with one text that sets all that it needs. DDL commits implicitly, so migrations consist of steps that can be
+//! repeated, and only one process runs them at a time. The server's messages contain values and never leave this module.
 
 mod error;
 mod foreign;
@@ -38,32 +38,32 @@ use super::{
 };
 use crate::model::{Entity, Kinds};
 
-/// Two lanes keep a batch forming while another commits; more only wait for the same disk.
+/// Two lanes let a batch form while another commits. More would only wait for the same disk.
 const WRITERS: usize = 2;
 
-/// How long to wait for a connection of the pool.
+/// How long to wait for a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the keeper needs to know.
+/// The backend's configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// With the name of the database.
+    /// Includes the name of the database.
     pub connect: MySqlConnectOptions,
     pub max_connections: u32,
-    /// Columns of the application in `users` that an anonymisation empties.
+    /// Columns that the application added to `users` and that anonymisation sets to NULL.
     pub anonymize_columns: Vec<String>,
-    /// The kinds of objects that it keeps.
+    /// The kinds of objects that it stores.
     pub kinds: &'static [&'static Entity],
-    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] creates the index of `UNIQUE_EMAIL`; otherwise it drops it.
     pub unique_email: bool,
-    /// Whether it looks twice a second for what other processes have left.
+    /// Whether to poll twice a second for work that other processes add.
     pub polls: bool,
 }
 
 /// A database of a MySQL or MariaDB server.
 pub struct Mysql {
     pool: MySqlPool,
-    /// Which of the two it is, once that is known.
+    /// MySQL or MariaDB, once that is known.
     dialect: OnceLock<Dialect>,
     anonymize_columns: Vec<String>,
     unique_email: bool,
@@ -75,7 +75,7 @@ pub struct Mysql {
 }
 
 impl Mysql {
-    /// Connections are made when they are needed; nothing is sent yet. To be called inside a runtime.
+    /// Opens connections only when they are needed; nothing is sent yet. Must be called inside a runtime.
     pub fn new(options: Options) -> Self {
         let (connect, relay) = by_way_of_a_relay(options.connect.disable_statement_logging());
         let pool = MySqlPoolOptions::new()
@@ -83,10 +83,11 @@ impl Mysql {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| {
                 Box::pin(async move {
-                    // The whole mode: the server's own may let values be cut. Names stand in double quotes, as everywhere.
-                    // An index is searched however small its table is: a walk would lock what it passes, and wait for locks.
-                    // Its messages are in one language, of which we read the names of constraints. MariaDB 11.6.2 and newer would
-                    // refuse a row that has changed while we waited for its lock (1020); what we decide by is read under that lock.
+                    // Sets the complete mode, because the server's own may truncate values. Double quotes enclose names, as in
+                    // the other databases. Indexes are used however small a table is: a scan would lock the rows that it
+                    // passes, and wait for their locks. Messages are in one fixed language, because names of constraints are
+                    // read from them. MariaDB 11.6.2 and newer would refuse a row that changed while this session waited for
+                    // its lock (1020); decisions are based on values read under that lock.
                     let mode = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
                                 lc_messages = 'en_US', max_seeks_for_key = 1 /*M!110602 , innodb_snapshot_isolation = OFF */";
                     connection.execute(sqlx::raw_sql(mode)).await.map(|_| ())
@@ -125,8 +126,8 @@ impl Mysql {
         let connection = self.connection().await?;
         let dialect = self.dialect();
         let bell = Arc::clone(&self.bell);
-        // A second is the shortest wait, unless a statement says that it does not wait at all. MariaDB takes a limit of 0, but then
-        // `SKIP LOCKED` fails with 1180.
+        // One second is the shortest lock wait, unless a statement uses NOWAIT. MariaDB accepts a limit of 0, but then `SKIP
+        // LOCKED` fails with 1180.
         let is_hurried = purpose == Purpose::Write(Patience::Short);
         let removal = Arc::clone(&self.removal);
         let mut session = MysqlSession::new(connection, dialect, self.kinds, removal, bell, is_hurried);
@@ -142,12 +143,12 @@ impl Database for Mysql {
     }
 
     async fn migrate(&self) -> Result<Vec<Migration>> {
-        // The pool may have no second connection.
+        // Drop it before the next step, because the pool may have no second connection.
         let mut connection = self.connection().await?;
         let applied = migrations::migrate(&mut connection, self.dialect()).await?;
         drop(connection);
         unique_email::settle(self, self.unique_email).await?;
-        // Only now: the application adds its columns to tables that are there.
+        // Only now, because the application adds its columns to existing tables.
         migrations::check_anonymize_columns(&mut *self.connection().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }
@@ -192,7 +193,7 @@ impl Database for Mysql {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<ForeignRow>> {
-        // A condition may call what would write, and that is refused.
+        // A condition may call a function that writes. In this read-only transaction, that is refused.
         let mut session = Box::new(self.opened(Purpose::Scan).await?);
         let rows = foreign::read(session.connection()?, reading, after, limit).await;
         session.rollback().await;
@@ -220,7 +221,7 @@ impl SqlDatabase for Mysql {
     }
 }
 
-/// The same server, by way of a relay where there can be one.
+/// The same server, through a relay where possible.
 fn by_way_of_a_relay(connect: MySqlConnectOptions) -> (MySqlConnectOptions, Option<Relay>) {
     const NAME: &str = "mysql";
     let relay =
@@ -231,7 +232,7 @@ fn by_way_of_a_relay(connect: MySqlConnectOptions) -> (MySqlConnectOptions, Opti
     }
 }
 
-/// What opens a transaction for this purpose.
+/// The text that opens a transaction for this purpose.
 fn beginning(dialect: Dialect, purpose: Purpose) -> String {
     let (locks, milliseconds) = match purpose {
         Purpose::Write(Patience::Long) => (2, 20_000),
@@ -241,7 +242,7 @@ fn beginning(dialect: Dialect, purpose: Purpose) -> String {
     };
     let limit = match dialect {
         Dialect::Mariadb => format!("max_statement_time = {}", milliseconds / 1000),
-        // Only of what reads.
+        // Only limits statements that read.
         _ => format!("max_execution_time = {milliseconds}"),
     };
     let access = if matches!(purpose, Purpose::Count | Purpose::Scan) { " READ ONLY" } else { "" };

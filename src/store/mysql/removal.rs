@@ -1,5 +1,5 @@
-//! Taking out rows, and marking them: the statements, made once of the declarations. None gives back what it wrote, for neither
-//! server tells that of an update; it shows by looking at the rows afterwards.
+//! Removing rows and setting marks of deletion: the statements, built once from the declarations. They do not return what they
+//! wrote, because neither server can do so for an update. The rows are read afterwards instead.
 
 use std::collections::HashMap;
 
@@ -12,23 +12,23 @@ use crate::{
     },
 };
 
-/// The statements of every kind.
+/// The statements for every kind.
 pub(super) struct Removal(HashMap<&'static str, Statements>);
 
-/// The statements of one kind. Each is given a batch of ids, and what has a time in it that time as the second value.
+/// The statements for one kind. Each takes a batch of ids. A statement with a time takes it as the second value.
 pub(super) struct Statements {
     pub(super) delete: Statement,
     pub(super) anonymize: Statement,
-    /// The numbers of the rows, which are then locked. A trigger of the application can change the ids.
+    /// Locks the rows and returns their numbers, because a trigger of the application can change the ids.
     pub(super) numbers: Statement,
-    /// Given a batch of such numbers: whether a row still holds what was anonymised. A trigger can bring it back.
+    /// Takes a batch of such numbers: whether a row still holds values that were to be anonymised. A trigger can restore them.
     pub(super) kept: Statement,
     pub(super) mark: Statement,
     pub(super) unmark: Statement,
 }
 
 impl Removal {
-    /// Only the operator knows the names of the application's columns, and a name cannot be a parameter; it is quoted.
+    /// Only the operator knows the names of the application's columns, and a name cannot be a parameter, so it is quoted.
     pub(super) fn new(kinds: Kinds, anonymize_columns: &[String]) -> Self {
         let theirs = |entity: &Entity| {
             let theirs = anonymize_columns.iter().filter(|_| *entity == USER);
@@ -38,7 +38,7 @@ impl Removal {
         Self(kinds.iter().map(|entity| statements(entity)).collect())
     }
 
-    /// The statements of a kind that is kept.
+    /// The statements for a kind that is stored.
     pub(super) fn of(&self, entity: &Entity) -> &Statements {
         &self.0[entity.kind]
     }
@@ -47,7 +47,7 @@ impl Removal {
 impl Statements {
     fn new(entity: &'static Entity, theirs: &str) -> Self {
         let table = entity.table;
-        // In the order of the batch, so that all who take rows out do it in one order.
+        // In the order of the batch, so that all transactions remove rows in one order.
         let these =
             format!("{{batch $1 AS n: clerk_id text}} STRAIGHT_JOIN {table} AS u ON u.clerk_id = n.clerk_id");
         let preferences = if entity.has_preferences { ", u.preferences = json_object()" } else { "" };

@@ -1,8 +1,8 @@
-//! The parts of statements in the words of MySQL and MariaDB.
+//! The parts of statements in the SQL of MySQL and MariaDB.
 //!
-//! Both take the same text but for the name of a collation. Neither gives rows from every statement that writes, so that what was
-//! written is read by a statement before or behind it. MariaDB 10 reads a whole table for `UPDATE … WHERE id IN (SELECT …)`: such
-//! a search stands in front, and the table is joined to it.
+//! Both use the same text, except for the name of a collation. Neither can return rows from every statement that writes, so a
+//! statement before or after it reads what was written. MariaDB 10 reads a whole table for `UPDATE … WHERE id IN (SELECT …)`.
+//! Such a search is therefore moved to the front, and the table is joined to it.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::store::{
     sql::{Dialect, Step, statement},
 };
 
-/// Where `FOR UPDATE` and its like belong to the end of the statement around them.
+/// Marks where `FOR UPDATE` or a similar clause belongs at the end of the surrounding statement.
 const LOCK: char = '\u{1}';
 const CLAIM: char = '\u{2}';
 
-/// Around a search for ids.
+/// Encloses a search for ids.
 const IN: char = '\u{3}';
 const END: char = '\u{4}';
 
-/// Around the rows that an update is made from.
+/// Encloses the rows that an update uses.
 const FROM: char = '\u{5}';
 
-/// The largest limit there is. A derived table with a limit is made before anything else, and keeps its locks.
+/// The largest possible limit. A derived table with a limit is evaluated first, and keeps its locks.
 const ALL: &str = "LIMIT 18446744073709551615";
 
-/// How ids and other texts compare: byte by byte, with their trailing blanks.
+/// How ids and other texts compare: byte by byte, including trailing blanks.
 pub(in crate::store) fn collation(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Mariadb => "utf8mb4_nopad_bin",
@@ -33,9 +33,9 @@ pub(in crate::store) fn collation(dialect: Dialect) -> &'static str {
     }
 }
 
-/// The statements that a text is.
+/// The statements that a text consists of.
 pub(in crate::store) fn steps(text: &str, dialect: Dialect) -> Arc<[Step]> {
-    // A comment may hold what means something to us.
+    // A comment may contain characters with a meaning here.
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("--"));
     let text = lines.collect::<Vec<_>>().join("\n");
     let rendered = statement::rendered(&text, dialect).replace(" AS bigint)", " AS signed)");
@@ -63,7 +63,7 @@ pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> St
         }
         "in" => format!("{IN}{}{END}", locked(&searched(argument))),
         "from" => format!("{FROM}{argument}{END}"),
-        // `JSON_TABLE` gives rows in their order. To sort them, MariaDB makes a file and takes twice as long as to write them.
+        // `JSON_TABLE` returns rows in order. For a sort MariaDB writes a file, which takes twice as long as writing the rows.
         "returning" | "in_order" => String::new(),
         "token" => "$0".to_owned(),
         "bin" => collation(dialect).to_owned(),
@@ -72,15 +72,15 @@ pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> St
     }
 }
 
-/// A column of a batch, as [`batch`] takes it: how it is read from the JSON, and what is made of that.
+/// A column of a batch in the form that [`batch`] takes: how it is read from the JSON, and the value made from that.
 pub(in crate::store) fn cell(index: usize, name: &str, kind: &str, dialect: Dialect) -> String {
     let (given, made) = match kind {
         "bigint" => ("bigint", format!("j.c{index}")),
         "boolean" => ("boolean", format!("j.c{index}")),
         "time" => ("datetime(3)", format!("j.c{index}")),
-        // MariaDB 10.11 makes nothing of `unhex` of a long text where a statement also reads the table that it writes.
+        // In MariaDB 10.11, `unhex` of a long text yields no value if the statement also reads the table that it writes.
         "bytes" => ("longtext", format!("unhex(j.c{index} || '')")),
-        // MariaDB would cut a text that is longer than its column, and say nothing.
+        // With a narrower type, MariaDB would silently truncate a longer text.
         _ => ("longtext", format!("j.c{index}")),
     };
     let collate = match given {
@@ -90,7 +90,7 @@ pub(in crate::store) fn cell(index: usize, name: &str, kind: &str, dialect: Dial
     format!("{made} AS {name}{FROM}c{index} {given}{collate} PATH '$[{index}]'")
 }
 
-/// A batch with these columns. In a table of its own, which no lock falls on.
+/// A batch with these columns. It is a derived table, so that locks do not apply to it.
 pub(in crate::store) fn batch(parameter: &str, alias: &str, cells: &str) -> String {
     let cells: Vec<(&str, &str)> =
         cells.split(", ").map(|cell| cell.split_once(FROM).expect("a cell has two sides")).collect();
@@ -102,7 +102,7 @@ pub(in crate::store) fn batch(parameter: &str, alias: &str, cells: &str) -> Stri
     )
 }
 
-/// `ON CONFLICT`, as far as it has no condition. What the statement would have written is `VALUES` of a column.
+/// Translates `ON CONFLICT` without a condition. `excluded.column` becomes `VALUES(column)`.
 fn upserted(sql: &str) -> String {
     let mut pieces = sql.split("excluded.");
     let mut upserted = pieces.next().unwrap_or_default().to_owned();
@@ -127,7 +127,7 @@ fn upserted(sql: &str) -> String {
     upserted
 }
 
-/// A statement with its locks at its end, and its searches where they are quick.
+/// A statement with its locks at the end, and its searches where they are fast.
 fn whole(step: &str) -> String {
     let is_write = step.starts_with("UPDATE ") || step.starts_with("DELETE ");
     if is_write { joined(step) } else { locked(&searched(step)) }
@@ -146,7 +146,7 @@ fn locked(sql: &str) -> String {
     format!("{} {ALL} {lock}", sql.replace([LOCK, CLAIM], ""))
 }
 
-/// An update or a deletion of what is searched for.
+/// An update or deletion that is joined to its searches.
 fn joined(step: &str) -> String {
     let (mut rest, mut sources) = (step.to_owned(), Vec::new());
     while let Some((before, after)) = rest.split_once(FROM) {
@@ -159,7 +159,7 @@ fn joined(step: &str) -> String {
         let (before, column) =
             before.trim_end().rsplit_once(char::is_whitespace).expect("a column is looked for");
         let (first, from) = first_column(search);
-        // Made before anything else, it may read the table that is written.
+        // Because it is evaluated first, it may read the table that is written.
         let is_limited = from.rsplit(')').next().is_some_and(|tail| tail.contains("LIMIT "));
         let limit = if is_limited { String::new() } else { format!(" {ALL}") };
         let source = format!("({first} AS k {}{limit}) AS i{}", from.trim(), sources.len());
@@ -193,8 +193,8 @@ fn joined(step: &str) -> String {
     }
 }
 
-/// With the index named by which each table is searched that others are joined to. Left to choose, both servers read a table whole
-/// that has few rows or had few when they last counted; that locks every row, or waits for all who hold one.
+/// Names the index for each table that is joined to others. Otherwise both servers may read a whole table that has few rows, or
+/// had few at the last count. That locks every row, or waits for every session that holds one.
 fn forced(sql: &str) -> String {
     const JOIN: &str = "STRAIGHT_JOIN ";
     let (mut forced, mut rest) = (String::new(), sql);
@@ -214,7 +214,7 @@ fn forced(sql: &str) -> String {
     forced + rest
 }
 
-/// The index of a table that finds rows by the columns that are compared.
+/// The index of a table that finds rows by the compared columns.
 fn index_of(table: &str, is_compared: impl Fn(&str) -> bool) -> Option<String> {
     let primary = match table {
         "" => return None,
@@ -235,7 +235,7 @@ fn index_of(table: &str, is_compared: impl Fn(&str) -> bool) -> Option<String> {
     }
 }
 
-/// The words up to the first column of a search, and what follows it.
+/// The text up to the first column of a search, and the rest.
 fn first_column(search: &str) -> (&str, &str) {
     let (mut depth, search) = (0, search.trim());
     for (at, c) in search.char_indices() {
@@ -247,7 +247,7 @@ fn first_column(search: &str) -> (&str, &str) {
     panic!("a search reads from somewhere: {search}");
 }
 
-/// With question marks in place of numbers.
+/// The statement with question marks instead of numbered parameters.
 fn positional(sql: &str) -> Step {
     let (mut positional, mut parameters) = (String::with_capacity(sql.len()), Vec::new());
     let mut pieces = sql.split('$');

@@ -1,5 +1,5 @@
-//! The lines of `audit_log` as seals see them: byte for byte, so that nothing is overlooked that somebody could write into a
-//! column, such as a date that no calendar has.
+//! Lines of `audit_log` in the form that seals use: byte by byte, so that every value that a column accepts is covered, for
+//! example a date that no calendar has.
 
 use chrono::NaiveDate;
 use sqlx::{Row as _, mysql::MySqlRow};
@@ -10,8 +10,8 @@ use crate::{
     store::{ErrorKind, Result, StoreError},
 };
 
-/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`, of a
-/// statement that was prepared.
+/// A line, from the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind` of a
+/// prepared statement.
 pub(in crate::store) fn line(row: &MySqlRow) -> Result<LineHash> {
     let unreadable = || StoreError {
         place: Some("column id cannot be read".to_owned()),
@@ -39,13 +39,13 @@ fn time(row: &MySqlRow, index: usize) -> Result<Cell<'_>> {
     Ok(bytes(row, index)?.map_or(Cell::Null, time))
 }
 
-/// What stands in a column. The driver takes a zero date for NULL, but has no bytes only of NULL itself.
+/// The bytes of a column. The driver treats a zero date as NULL, but only NULL itself has no bytes.
 fn bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>> {
     row.try_get_raw(index).map_err(explain)?;
     Ok(row.try_get_unchecked(index).ok())
 }
 
-/// Unix microseconds of a time: a length, a year of two bytes, and as much of the rest as is not zero. Source:
+/// Unix microseconds of a time. It consists of a length, a year of two bytes, and the rest without trailing zero parts. Source:
 /// <https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_binary_resultset.html>
 fn micros(bytes: &[u8]) -> Option<i64> {
     let [length, first, second, month, day, clock @ ..] = bytes else { return None };
@@ -62,7 +62,7 @@ fn micros(bytes: &[u8]) -> Option<i64> {
         }
         _ => return None,
     };
-    // More would be a leap second.
+    // A larger value would be a leap second.
     let micros = Some(micros).filter(|micros| *micros < 1_000_000)?;
     let time = date.and_hms_micro_opt(hour.into(), minute.into(), second.into(), micros)?;
     Some(time.and_utc().timestamp_micros())

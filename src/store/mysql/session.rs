@@ -1,8 +1,8 @@
 //! One transaction, and how statements run in it.
 //!
-//! After a refusal only the statement is undone and the transaction goes on; after a deadlock the server has undone it all, and
-//! whatever came next would commit on its own. So every error ends the session, but for refusals where they are asked for.
-//! Dropped before its end, it closes its connection.
+//! After a refusal, the server undoes only the statement and the transaction continues. After a deadlock, it has undone the
+//! whole transaction, and later statements would commit on their own. So every error ends the session, except refusals where
+//! the caller expects them. A session that is dropped before its end closes its connection.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,18 +34,18 @@ use crate::{
     },
 };
 
-/// The latest time that both servers store; of a later one MariaDB makes no time at all.
+/// The latest time that both servers store, in Unix milliseconds. MariaDB rejects later ones.
 const LATEST: i64 = 253_402_300_799_999;
 
-/// About how many bytes of rows go into one statement: `max_allowed_packet` is 16 MiB unless the server is told otherwise.
+/// The approximate size of the rows in one statement, in bytes. The default of `max_allowed_packet` is 16 MiB.
 const PORTION: usize = 4 << 20;
 
-/// A text that no other statement is given.
+/// A text that is unique to one statement.
 fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// As the tables hold it: cut to milliseconds, which MySQL would round.
+/// The time as the tables store it: truncated to milliseconds, where MySQL would round.
 fn time(at: DateTime<Utc>) -> NaiveDateTime {
     DateTime::from_timestamp_millis(at.timestamp_millis().min(LATEST)).unwrap_or_default().naive_utc()
 }
@@ -55,16 +55,16 @@ fn written(at: DateTime<Utc>) -> String {
 }
 
 pub(super) struct MysqlSession {
-    /// `None` once it is given back.
+    /// `None` after it was returned to the pool.
     connection: Option<PoolConnection<MySql>>,
     dialect: Dialect,
     kinds: Kinds,
     removal: Arc<Removal>,
     bell: Arc<Notify>,
-    /// Why it cannot go on.
+    /// The error that ended the transaction.
     over: Option<StoreError>,
     leaves_work: bool,
-    /// Whether it waits for no row that somebody else has locked.
+    /// Whether to fail at once if another session has locked a row.
     is_hurried: bool,
 }
 
@@ -81,7 +81,7 @@ impl MysqlSession {
         Self { connection, dialect, kinds, removal, bell, over: None, leaves_work: false, is_hurried }
     }
 
-    /// The connection, as long as the transaction can go on.
+    /// The connection, unless an error has ended the transaction.
     pub(super) fn connection(&mut self) -> Result<&mut MySqlConnection> {
         if let Some(error) = &self.over {
             return Err(error.clone());
@@ -96,7 +96,7 @@ impl MysqlSession {
         self.noted(done.map(|_| ()))
     }
 
-    /// Remember an error: the transaction ends with it.
+    /// Store an error: it ends the transaction.
     fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
             self.over.get_or_insert_with(|| error.clone());
@@ -104,7 +104,7 @@ impl MysqlSession {
         result
     }
 
-    /// Run a statement; gives the rows that its parts read, and how many they wrote.
+    /// Run a statement; returns the rows that its parts read, and how many rows they wrote.
     async fn run(
         &mut self,
         statement: &Statement,
@@ -146,7 +146,7 @@ impl MysqlSession {
             let query = bound(sql, &step.parameters, values, &given, &token);
             let connection = self.connection()?;
             if step.sql.starts_with("SELECT") && !step.sql.contains(" INTO @") {
-                // All of them: an error may come behind the first row.
+                // Fetch all rows, because an error may follow the first one.
                 rows.extend(connection.fetch_all(query).await.map_err(explain)?);
             } else {
                 affected += connection.execute(query).await.map_err(explain)?.rows_affected();
@@ -155,8 +155,9 @@ impl MysqlSession {
         Ok((rows, affected))
     }
 
-    /// Run a statement that writes rows of this table, where code of the application may run. If it cannot run though all that is
-    /// ours is there, it is a trigger that cannot, or something else that the application has put on the table.
+    /// Run a statement that writes rows of this table, where the application's code may run. If it cannot run although the
+    /// table has all of clerk-sync's columns, the fault is a trigger, or something else that the application added to the
+    /// table.
     async fn written(
         &mut self,
         table: &'static str,
@@ -173,7 +174,7 @@ impl MysqlSession {
         }
     }
 
-    /// Whether all that is ours of the table is there.
+    /// Whether the table has all of clerk-sync's columns.
     async fn all_is_there(&mut self, table: &str) -> bool {
         let Some(entity) = self.kinds.iter().find(|entity| entity.table == table) else { return false };
         let statements = Statements::of(entity, FieldSet::ALL);
@@ -181,7 +182,7 @@ impl MysqlSession {
         self.run(&statements.load, values![batch(&nobody).text(String::as_str)], explain).await.is_ok()
     }
 
-    /// Do what the application may refuse; a refusal leaves the transaction as it was.
+    /// Run a statement that the application may refuse. A refusal leaves the transaction as it was.
     async fn refusable(
         &mut self,
         table: &'static str,
@@ -194,7 +195,7 @@ impl MysqlSession {
         }
     }
 
-    /// Take these out in one way, all at once or, where the application refuses, one by one. Gives who refused.
+    /// Remove these rows in one way, all at once or, if the application refuses, one by one. Returns the refusals.
     async fn take(
         &mut self,
         way: Way,
@@ -214,8 +215,8 @@ impl MysqlSession {
         Ok(refusals)
     }
 
-    /// Take these out of one kind in this way; gives why the application refuses that. `DELETE IGNORE` would leave out those that a
-    /// foreign key keeps, but MySQL 9.7 then keeps the part of a cascade that it has done.
+    /// Remove these rows of one kind in this way; returns the reason if the application refuses. `DELETE IGNORE` would skip
+    /// rows that a foreign key protects, but MySQL 9.7 then keeps the completed part of a cascade.
     async fn refused(
         &mut self,
         way: Way,
@@ -233,7 +234,7 @@ impl MysqlSession {
         let mut numbers: Vec<i64> = Vec::new();
         if way == Way::Anonymize {
             self.control("SAVEPOINT erasure").await?;
-            // A trigger can change the ids as well.
+            // By row number, because a trigger can also change the ids.
             let rows = self.rows(&statements.numbers, values).await?;
             numbers = rows.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
         }
@@ -242,7 +243,7 @@ impl MysqlSession {
             Err(error) if self.over.is_some() => return Err(error),
             Err(error) => return Ok(Err(error)),
         }
-        // A trigger can bring back what was there.
+        // A trigger can restore the old values.
         if self.rows(&statements.kept, values![batch(&numbers).int(|number| *number)]).await?.is_empty() {
             return Ok(Ok(()));
         }
@@ -254,7 +255,7 @@ impl MysqlSession {
 impl Drop for MysqlSession {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // Out of the pool, and closed by being dropped.
+            // Removed from the pool, and closed by being dropped.
             drop(connection.detach());
         }
     }
@@ -267,7 +268,7 @@ impl Session for MysqlSession {
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // There is no such thing here.
+        // These servers have no row level security.
         Ok(None)
     }
 
@@ -282,13 +283,13 @@ impl Session for MysqlSession {
         let mut standing = ids.to_vec();
         for way in ways {
             let refused = self.take(*way, &standing, at).await?;
-            // A trigger can also keep a row without a word.
+            // A trigger can also keep a row silently.
             let left = telling(self, &standing).await?;
             let fate = match way {
                 Way::Delete => RowFate::Deleted,
                 Way::Anonymize => RowFate::Anonymized,
             };
-            // One that was anonymised before tells nothing either: it is not gone if a key keeps it.
+            // A row that was anonymised before does not identify its user either, but still exists if a key protects it.
             for id in standing.into_iter().filter(|id| !left.contains(id) && !refused.contains_key(id)) {
                 if there.remove(&id) {
                     fates.insert(id, fate.clone());
@@ -301,7 +302,7 @@ impl Session for MysqlSession {
             standing = telling(self, &standing).await?;
         }
         let marks: Vec<(ClerkId, DateTime<Utc>)> = standing.iter().map(|id| (id.clone(), at)).collect();
-        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        // The mark does not decide whether a row counts as deleted, so a refusal by the application does not matter.
         self.mark(&marks, Mark::Set).await?;
         for id in standing {
             let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
@@ -322,7 +323,7 @@ impl Session for MysqlSession {
             let values = values![this, *at];
             self.control("SAVEPOINT mark").await?;
             self.try_objects(id.entity().table, statement, values).await?;
-            // A trigger may have changed whose row it is.
+            // A trigger may have changed the row's `clerk_id`.
             if self.rows(&statements.numbers, values).await?.is_empty() {
                 self.control("ROLLBACK TO SAVEPOINT mark").await?;
             }
@@ -340,7 +341,7 @@ impl Session for MysqlSession {
     }
 
     async fn rollback(mut self: Box<Self>) {
-        // Its locks are free at once: what is only closed keeps them until the server notices.
+        // A rollback frees the locks at once. If the connection is only closed, they remain until the server notices.
         let is_usable = self.over.take().is_none_or(|error| error.kind != ErrorKind::Unavailable);
         if is_usable && self.control("ROLLBACK").await.is_ok() {
             drop(self.connection.take());
@@ -363,7 +364,7 @@ impl SqlSession for MysqlSession {
         let done = self.run(statement, values, explain).await;
         let (rows, affected) = self.noted(done)?;
         match rows.first() {
-            // A statement that has to know counts for itself: what the server says of an upsert tells nothing.
+            // A statement that needs the number counts rows itself: the server's count for an upsert says nothing.
             Some(_) => crate::store::sql::only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
             None => Ok(affected),
         }
@@ -379,7 +380,7 @@ impl SqlSession for MysqlSession {
             && let [Value::Batch(_), ..] = values
             && let Some(entity) = self.kinds.iter().find(|entity| entity.table == table)
         {
-            // Rows that are to be written begin with their ids.
+            // The batch of a statement that writes rows begins with their ids.
             let removal = Arc::clone(&self.removal);
             self.rows(&removal.of(entity).numbers, &values[..1]).await?;
         }
@@ -411,7 +412,8 @@ impl SqlSession for MysqlSession {
     fn removed_personal_data(&mut self) {}
 }
 
-/// The values of a statement that writes rows, so that the rows of each portion fit into a packet; none of another statement.
+/// The values of a statement that writes rows, split so that the rows of each portion fit into a packet; empty for other
+/// statements.
 fn portions<'a>(steps: &[Step], values: &[Value<'a>]) -> Vec<Vec<Value<'a>>> {
     let writes = ["INSERT", "UPDATE"].iter().any(|verb| steps[0].sql.starts_with(verb));
     let [Value::Batch(batch), rest @ ..] = values else { return Vec::new() };
@@ -422,7 +424,7 @@ fn portions<'a>(steps: &[Step], values: &[Value<'a>]) -> Vec<Vec<Value<'a>>> {
     portions.map(|batch| [&[Value::Batch(batch)], rest].concat()).collect()
 }
 
-/// A batch as its statement reads it.
+/// A batch in the form that its statement reads.
 fn json(value: &Value<'_>) -> Option<String> {
     match value {
         Value::Batch(batch) => Some(batch.json(written)),

@@ -1,4 +1,4 @@
-//! Hearing that another process has left something to be worked on. Neither server tells anybody, so we look.
+//! Detecting work that another process has added. Neither server sends notifications, so clerk-sync polls.
 
 use std::time::Duration;
 
@@ -9,24 +9,24 @@ use tokio::time::sleep;
 use super::{error::connect_error, inspect::ask, migrations::named};
 use crate::store::{Listener, Result, sql::only};
 
-/// How often we look.
+/// The polling interval.
 const POLL: Duration = Duration::from_millis(500);
 
-/// What another process changes when it leaves something. Each part reads one entry of an index.
+/// A text that changes when another process adds work. Each part reads one entry of an index.
 const MARKS: &str = "SELECT concat_ws(' ',
         (SELECT max(id) FROM outbox),
         (SELECT max(id) FROM audit_log),
         (SELECT svix_id FROM webhook_queue WHERE state = 'pending' ORDER BY next_attempt_at LIMIT 1),
         (SELECT min(held_until) FROM entity_versions WHERE held_until IS NOT NULL))";
 
-/// Looks at the newest rows.
+/// Polls the newest rows.
 pub(super) struct Watch {
     pool: MySqlPool,
     seen: String,
 }
 
 impl Watch {
-    /// Changes from now on.
+    /// Detects changes from now on.
     pub(super) async fn of(pool: MySqlPool) -> Result<Self> {
         let seen = marks(&pool).await?;
         Ok(Self { pool, seen })

@@ -1,8 +1,8 @@
-//! From SQLSTATE to trouble. Messages and details are left behind: they carry row values.
+//! From SQLSTATE to [`ErrorKind`]. Messages and details are dropped, because they contain row values.
 //!
-//! The code alone does not say whose fault it is: a table that is missing may be one of ours, or one that a trigger of the
-//! application looks for. Where the error arose says so. In a function, or in a statement that the server runs by itself,
-//! it is the application's: there is no such code of ours that could fail.
+//! The code alone does not say whose fault an error is: a missing table may be clerk-sync's, or one that a trigger of the
+//! application uses. The place of the error decides. In a function, or in a statement that the server runs by itself, it is the
+//! application's fault: clerk-sync has no such code that could fail.
 
 use std::io;
 
@@ -10,26 +10,26 @@ use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
 use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX};
 
-/// Functions that are named in an error, from the one that failed outwards.
+/// How many functions an error names, from the one that failed outwards.
 const NAMED_FUNCTIONS: usize = 3;
 
-/// Understand an error of the driver or the server.
+/// Convert an error of the driver or the server.
 pub(in crate::store) fn store_error(error: sqlx::Error) -> StoreError {
     understand(error, Statement::Any)
 }
 
-/// Understand why there is no connection. Poolers say so in any way.
+/// Convert an error of opening a connection. Poolers report these with any code.
 pub(super) fn connect_error(error: sqlx::Error) -> StoreError {
     understand(error, Statement::Connects)
 }
 
-/// Understand an error of a statement that writes rows of this table of synced objects. Beside our own text, all that runs
-/// there is the application's: triggers, constraints, defaults, generated columns and policies.
+/// Convert an error of a statement that writes rows of this table of synced objects. All other code that runs there belongs to
+/// the application: triggers, constraints, defaults, generated columns and policies.
 pub(super) fn objects_error(error: sqlx::Error, table: &'static str) -> StoreError {
     understand(error, Statement::Writes(table))
 }
 
-/// Whether a right is missing, and the server does not say whose fault that is.
+/// Whether a privilege is missing, and the server does not say whose fault that is.
 pub(super) fn may_be_our_rights(error: &StoreError, table: &str) -> bool {
     error.kind == ErrorKind::Refused
         && error.code.as_deref() == Some(INSUFFICIENT_PRIVILEGE)
@@ -41,7 +41,7 @@ pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Statement {
     Any,
-    /// It writes rows of this table, on which the application may have put code of its own.
+    /// It writes rows of this table, which may have code of the application.
     Writes(&'static str),
     Connects,
 }
@@ -56,9 +56,9 @@ fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
             }
             None => StoreError::new(ErrorKind::Broken),
         },
-        // Only our own words: the driver's may quote what a file holds.
+        // Only clerk-sync's own text: the driver's may quote a file's content.
         sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => unavailable(NO_TLS),
-        // What the other side of an encrypted connection proves is checked while reading.
+        // The peer's certificate is verified while reading.
         sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => unavailable(NO_TLS),
         sqlx::Error::Io(_)
         | sqlx::Error::Protocol(_)
@@ -69,30 +69,30 @@ fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
     }
 }
 
-const NO_TLS: &str = "no encrypted connection comes about: the server has no TLS, its certificate cannot be trusted or is \
-                      for another name, or a file that DATABASE_URL names cannot be used (sslmode, sslrootcert, sslcert, \
+const NO_TLS: &str = "the encrypted connection failed: the server has no TLS, its certificate is not trusted or is for \
+                      another name, or a file that DATABASE_URL names cannot be used (sslmode, sslrootcert, sslcert, \
                       sslkey)";
 
 fn unavailable(place: &str) -> StoreError {
     StoreError { place: Some(place.to_owned()), ..StoreError::new(ErrorKind::Unavailable) }
 }
 
-/// What the server says of an error, but for values.
+/// What the server reports about an error, without values.
 struct Told<'a> {
     code: &'a str,
-    /// The connection ends with it.
+    /// The error ends the connection.
     fatal: bool,
     position: Position,
-    /// What called what, innermost first. Only looked at: it can quote anything.
+    /// The call trace, innermost first. It is only searched, never stored, because it can quote anything.
     trace: &'a str,
     names: Vec<(&'static str, &'a str)>,
 }
 
-/// Which text the server points into.
+/// The text that the server's position refers to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Position {
     None,
-    /// The statement that we sent.
+    /// The statement that clerk-sync sent.
     Ours,
     /// A statement or expression of a function.
     Inner,
@@ -122,12 +122,12 @@ impl<'a> Told<'a> {
 
     fn trouble(&self, statement: Statement) -> ErrorKind {
         let trouble = trouble(self.code);
-        // Whatever it is, there is no connection.
+        // Whatever the code says, there is no connection.
         if self.fatal && matches!(trouble, ErrorKind::Broken | ErrorKind::BadData | ErrorKind::Refused) {
             return ErrorKind::Unavailable;
         }
         if self.is_of_our_index() {
-            // Another transaction was faster to give it to somebody.
+            // Another transaction assigned the address or key first.
             return ErrorKind::Raced;
         }
         if !self.fatal && self.is_raised() {
@@ -136,7 +136,7 @@ impl<'a> Told<'a> {
         if self.is_inside() {
             return match trouble {
                 ErrorKind::BadData | ErrorKind::Broken => ErrorKind::Refused,
-                // A server that the function speaks to, such as a foreign table's.
+                // A server that the function connects to, for example for a foreign table.
                 ErrorKind::Unavailable if !matches!(self.code.get(..2), Some("53" | "57")) => {
                     ErrorKind::Refused
                 }
@@ -145,13 +145,13 @@ impl<'a> Told<'a> {
         }
         let silent = self.position == Position::None && !self.fatal;
         match trouble {
-            // Of all that can fail here without a word of where, nothing is ours but a lack of rights.
+            // Among errors here without a position, only a missing privilege can be clerk-sync's fault.
             ErrorKind::Broken
                 if matches!(statement, Statement::Writes(_)) && silent && !is_of_the_session(self.code) =>
             {
                 ErrorKind::Refused
             }
-            // We compute nothing, and no single value of the data is to blame.
+            // clerk-sync computes nothing, so this is not about a value of the data.
             ErrorKind::BadData if matches!(statement, Statement::Writes(_)) && self.code == "22012" => {
                 ErrorKind::Refused
             }
@@ -159,7 +159,7 @@ impl<'a> Told<'a> {
         }
     }
 
-    /// Whether an index of ours says that an address, or a key, is somebody else's.
+    /// Whether one of clerk-sync's unique indexes reports that another row has the address or key.
     fn is_of_our_index(&self) -> bool {
         let named = |what| self.names.iter().find(|(other, _)| *other == what).map(|(_, name)| *name);
         let is_live =
@@ -167,14 +167,14 @@ impl<'a> Told<'a> {
         named("constraint").is_some_and(|index| index == UNIQUE_EMAIL_INDEX || is_live(index))
     }
 
-    /// Whether a function of the application raises it, and so chose its code, whatever the code means elsewhere.
+    /// Whether a function of the application raises the error. It then chose the code, whatever the code means elsewhere.
     fn is_raised(&self) -> bool {
         self.trace.lines().next().is_some_and(|line| line.contains("PL/pgSQL") && line.ends_with("RAISE"))
     }
 
-    /// Whether it arose in something that a statement of ours only set off.
+    /// Whether the error happened in code that clerk-sync's statement only triggered.
     fn is_inside(&self) -> bool {
-        // A block of ours catches what the application's code fails with. What it lets through is about our own statement.
+        // clerk-sync's own block catches errors of the application's code. What it passes on is about its own statement.
         let block = self.trace.lines().last().is_some_and(|line| line.contains("inline_code_block"));
         if block && functions(self.trace).is_empty() {
             return false;
@@ -187,21 +187,21 @@ impl<'a> Told<'a> {
         let meaning = match self.code {
             _ if theirs => None,
             "3D000" => Some("the database that DATABASE_URL names does not exist"),
-            "25006" => Some("it may only be read: it is a standby, or default_transaction_read_only is on"),
+            "25006" => Some("it is read-only: it is a standby, or default_transaction_read_only is on"),
             code if code.starts_with("28") => {
                 Some("the server refuses the user or the password of DATABASE_URL")
             }
             _ if !self.fatal => None,
-            // Supavisor, Neon and others answer with it to a tenant that they do not know, or to one client too many.
+            // Supavisor, Neon and others report an unknown tenant, or too many clients, with this code.
             "XX000" => Some(
-                "the pooler in front of the database refuses the connection: it does not know this tenant or user, or has \
-                 no room for another client",
+                "the pooler in front of the database refuses the connection: it does not know this tenant or user, or \
+                 accepts no more clients",
             ),
             INSUFFICIENT_PRIVILEGE => Some("the user of DATABASE_URL may not connect to this database"),
             "22023" | "42704" => {
-                Some("the server does not know a parameter in DATABASE_URL, or not this value of it")
+                Some("the server does not know a parameter in DATABASE_URL, or does not accept its value")
             }
-            "55000" => Some("the server takes no connections to this database"),
+            "55000" => Some("the server accepts no connections to this database"),
             _ => None,
         };
         if let Some(meaning) = meaning {
@@ -223,28 +223,29 @@ impl<'a> Told<'a> {
     }
 }
 
-/// What happens to a session and its prepared statements is nobody's refusal, and neither is a broken disk.
+/// Whether the code is about the session, its prepared statements, or a broken disk. Such an error is not a refusal.
 fn is_of_the_session(code: &str) -> bool {
     matches!(code, "42P05" | "42P14" | "XX001" | "XX002")
         || matches!(code.get(..2), Some("0B" | "24" | "25" | "26" | "34" | "58" | "F0"))
 }
 
-/// Whether a line of a trace is about a function or a statement of one, in whatever language the server speaks: these words
-/// stay. What follows the first sign of a quotation can be anybody's data.
+/// Whether a line of a trace is about a function or one of its statements. The words that it looks for stay the same in every
+/// language of the server. Text after the first quotation mark can be anyone's data.
 fn is_call(line: &str) -> bool {
     let words = line.split(['"', '“', '„', '«', '»', '{', '$', ':', '=']).next().unwrap_or_default();
     words.contains("SQL") || words.contains("PL/")
 }
 
-/// How lines begin that quote what a function does.
+/// The beginnings of trace lines that quote a function's statement.
 const QUOTING: [&str; 3] = ["SQL statement \"", "SQL expression \"", "PL/pgSQL assignment \""];
 
-/// Names of the functions in a trace, but for a block of ours: `PL/pgSQL function app.remember(text) line 3 at SQL statement`.
+/// Names of the functions in a trace, except clerk-sync's own block: `PL/pgSQL function app.remember(text) line 3 at SQL
+/// statement`.
 pub(super) fn functions(trace: &str) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     let mut quoting = false;
     for line in trace.lines() {
-        // A statement is quoted as it is, over several lines, and can hold anything.
+        // A statement is quoted verbatim over several lines, and can contain anything.
         let quoted = QUOTING.iter().find_map(|words| line.strip_prefix(words)).or(quoting.then_some(line));
         if let Some(quoted) = quoted {
             quoting = !quoted.ends_with('"');
@@ -274,14 +275,14 @@ fn trouble(code: &str) -> ErrorKind {
         "40001" | "40P01" => ErrorKind::Conflict,
         // Lock not available; cancelled, by `statement_timeout` or by an administrator.
         "55P03" | "57014" => ErrorKind::Locked,
-        // Read-only transaction; idle for too long; the database is not there. A start gives up on that at once.
+        // Read-only transaction; idle for too long; missing database. A start gives up at once on the latter.
         "25006" | "25P03" | "3D000" => ErrorKind::Unavailable,
         _ => match code.get(..2) {
             // Connection; authorisation; resources; operator intervention.
             Some("08" | "28" | "53" | "57") => ErrorKind::Unavailable,
             // Data; program limits, such as nesting or the size of an index entry.
             Some("22" | "54") => ErrorKind::BadData,
-            // Constraints; what triggers raise.
+            // Constraints; errors that triggers raise.
             Some("23" | "P0") => ErrorKind::Refused,
             _ => ErrorKind::Broken,
         },
@@ -330,7 +331,7 @@ mod tests {
             assert_eq!(error.kind, ErrorKind::Refused, "{code}");
             assert_eq!(error.place.as_deref(), Some("function app.remember"), "{code}");
         }
-        // What passes by itself, and what is about the whole server, stays what it is.
+        // Errors that pass by themselves, and errors of the whole server, keep their kind.
         for (code, expected) in [
             ("40P01", ErrorKind::Conflict),
             ("55P03", ErrorKind::Locked),

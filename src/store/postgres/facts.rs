@@ -1,4 +1,4 @@
-//! What the catalogues say of our tables, and what we do with them.
+//! What the catalogues say about clerk-sync's tables, and the privileges that clerk-sync needs on them.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use crate::store::{
     schema::{TABLES, of_kinds},
 };
 
-/// Where it is written which migrations are applied.
+/// The table that records which migrations are applied.
 pub(super) const REMEMBERED: &str = "_clerk_sync_migrations";
 
 const PRIVILEGES: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
 
-/// What is done with a table of ours.
+/// The privileges that clerk-sync needs on one of its tables.
 pub(super) fn needed(table: &str) -> &'static [&'static str] {
     match table {
         REMEMBERED => &["SELECT"],
@@ -27,8 +27,8 @@ pub(super) fn needed(table: &str) -> &'static [&'static str] {
     }
 }
 
-/// What a query says of this schema (`$1`), of tables of ours in it (`$2`), and of those of synced objects (`$3`), by the names
-/// of its columns.
+/// The rows of a query, by the names of its columns. The query gets the schema (`$1`), the names of clerk-sync's tables (`$2`)
+/// and those of the tables of synced objects (`$3`).
 pub(super) async fn facts<T: DeserializeOwned>(
     session: &mut Session,
     schema: &str,
@@ -43,7 +43,7 @@ pub(super) async fn facts<T: DeserializeOwned>(
     session.rows(query).await?.iter().map(fact).collect()
 }
 
-/// Every table of ours, but that of the migrations.
+/// Every clerk-sync table except that of the migrations.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|table| table.name)
 }

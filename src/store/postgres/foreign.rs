@@ -1,4 +1,4 @@
-//! Reading a table that is not ours.
+//! Reading an application's table.
 
 use chrono_tz::Tz;
 use sqlx::{AssertSqlSafe, postgres::PgRow};
@@ -11,16 +11,16 @@ use crate::store::{
     sql::{Row, RowCells},
 };
 
-/// Opened without our search path: the name is looked up as the application would.
+/// Opened without clerk-sync's search path, so that the name is resolved as for the application.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '300s'; \
                      SET LOCAL client_min_messages = error; SELECT pg_backend_pid()";
 
-/// The table, its columns and what is in them.
+/// The table, its columns and counts of their values.
 pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTable> {
     let mut session = store.session(BEGIN).await?;
     let found = find(&mut session, table).await?;
     if found.schema == store.schema && found.name == "users" {
-        // Perhaps it is not ours at all: then what to do about that is the better answer.
+        // The table may have been created by another application. Then the advice about that is the better answer.
         store.check_tables(&mut session, &[]).await?;
         return Err(StoreError::schema(format!(
             "{table} is clerk-sync's own table in schema {}: name the application's table, such as public.users",
@@ -35,7 +35,7 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
     Ok(ForeignTable { zone, hides_rows: found.hides_rows, ..table })
 }
 
-/// One page of rows, in the order of their ids.
+/// One page of rows, ordered by id.
 pub(super) async fn read(
     store: &Postgres,
     reading: &ForeignReading,
@@ -78,7 +78,7 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
     let plain = table.split('.').map(quoted).collect::<Vec<_>>().join(".");
     let mut rows = columns(session, &plain).await?;
     if rows.is_empty() {
-        // What is no name at all is refused.
+        // A text that is not a valid name is refused.
         let as_in_sql = columns(session, table).await;
         rows = as_in_sql.map_err(|error| if error.kind == ErrorKind::Broken { none() } else { error })?;
     }
@@ -96,7 +96,7 @@ async fn find(session: &mut Session, table: &str) -> Result<Found> {
     })
 }
 
-/// The columns of the table that SQL knows by this name.
+/// The columns of the table that SQL resolves this name to.
 async fn columns(session: &mut Session, name: &str) -> Result<Vec<PgRow>> {
     let query =
         sql("SELECT s.nspname::text, c.relname::text, c.relowner::bigint, row_security_active(c.oid),
@@ -105,7 +105,7 @@ async fn columns(session: &mut Session, name: &str) -> Result<Vec<PgRow>> {
          JOIN pg_namespace AS s ON s.oid = c.relnamespace
          JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
          JOIN pg_type AS d ON d.oid = a.atttypid
-         -- Of a domain the type below it.
+         -- For a domain, its base type.
          JOIN pg_type AS t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
          WHERE c.oid = to_regclass($1)
          ORDER BY a.attnum")
@@ -113,8 +113,8 @@ async fn columns(session: &mut Session, name: &str) -> Result<Vec<PgRow>> {
     session.rows(query).await
 }
 
-/// The zone in which a session of the application writes times without one, if anybody but the application can know. Our
-/// own sessions do not tell: the driver asks for UTC.
+/// The zone in which the application's sessions write times without a zone, if the database can show it. clerk-sync's own
+/// sessions cannot, because the driver requests UTC.
 async fn zone(session: &mut Session, owner: i64) -> Result<Option<String>> {
     let row = session
         .rows(
@@ -123,7 +123,7 @@ async fn zone(session: &mut Session, owner: i64) -> Result<Option<String>> {
                          WHERE lower(setting) LIKE 'timezone=%'
                            AND s.setrole IN (0, $1::oid)
                            AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-                         -- Who is named there counts before where.
+                         -- A setting for the role counts before one for the database.
                          ORDER BY s.setrole <> 0 AND s.setdatabase <> 0 DESC, s.setrole <> 0 DESC, s.setdatabase <> 0 DESC
                          LIMIT 1),
                         has_function_privilege('pg_show_all_file_settings()', 'EXECUTE'),
@@ -143,7 +143,7 @@ async fn zone(session: &mut Session, owner: i64) -> Result<Option<String>> {
             .await?;
         return Ok(Some(rows.first().map_or(Ok("GMT".to_owned()), |row| get(row, 0))?));
     }
-    // Installing a server sets both zones to that of its machine. Where one is UTC the other is hardly ever changed.
+    // Installing a server sets both zones to that of its machine. If one is UTC, the other has rarely been changed.
     let of_the_log: String = get(row, 2)?;
     let is_utc = matches!(
         of_the_log.parse(),

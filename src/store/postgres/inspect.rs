@@ -1,5 +1,5 @@
-//! Looking at the server and the tables, for people. Nothing is written; but for counting nothing is read but catalogues and
-//! the list of migrations, so that it works, and tells why, where next to nothing is allowed.
+//! Inspecting the server and the tables, for people. Nothing is written. Except for counting, it only reads catalogues and the
+//! list of migrations. So it works, and explains what is wrong, even with almost no privileges.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,10 @@ use crate::store::{
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-/// The first version that replaces triggers, as `server_version_num` says it.
+/// The oldest supported version, as in `server_version_num`: the first that can replace triggers.
 const OLDEST: (i32, &str) = (140_000, "PostgreSQL 14");
 
-/// A table of users with no more pages than this, which are some ten thousand users, is counted while webhooks come in.
+/// A `users` table of at most this many pages, which is about ten thousand users, is counted even while webhooks arrive.
 const COUNTED_PAGES: u64 = 1000;
 
 pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
@@ -41,7 +41,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
     let references: Vec<Reference> = facts(&mut session, &store.schema, REFERENCES).await?;
     let hidden = sight::hidden(&mut session).await?.into_iter().map(Missing::from).collect();
     let rules: Vec<Missing> = facts(&mut session, &store.schema, RULES).await?;
-    // While some migrations are pending columns are missing that they will add.
+    // While only some migrations are applied, columns are missing that the others will add.
     let check = missing.is_empty() && (applied == 0 || applied == POSTGRES.len());
     let checked = if check {
         store.check_tables(&mut session, &[]).await.and_then(|columns| match applied {
@@ -61,7 +61,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         session.commit().await?;
     }
     Ok(Inspection {
-        // What a distribution adds to its version is of no interest.
+        // Additions of a distribution to the version are left out.
         version: format!("PostgreSQL {}", server.version.split_whitespace().next().unwrap_or_default()),
         needs: (server.number < OLDEST.0).then_some(OLDEST.1),
         now: Some(server.now),
@@ -85,7 +85,7 @@ fn one<T>(facts: Vec<T>) -> Result<T> {
     facts.into_iter().next().ok_or_else(|| StoreError::new(ErrorKind::Broken))
 }
 
-/// The server and who we are there. Names are quoted where SQL wants it.
+/// The server and clerk-sync's role on it. Names are quoted where SQL requires it.
 #[derive(Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
 struct Server {
@@ -115,12 +115,12 @@ const SERVER: &str = "
     FROM (VALUES (1)) AS one
     LEFT JOIN pg_namespace AS s ON s.nspname = $1";
 
-/// A table with one of our names.
+/// A table with one of clerk-sync's names.
 #[derive(Deserialize)]
 struct Table {
     name: String,
     owner: String,
-    /// Whether we are its owner, or as good as that.
+    /// Whether clerk-sync's role is the owner or has its rights.
     owned: bool,
     may: Vec<String>,
 }
@@ -135,7 +135,7 @@ const TABLES_OF_OURS: &str = "
     WHERE s.nspname = $1 AND (c.relname = ANY($2) OR c.relname = '_clerk_sync_migrations') AND c.relkind IN ('r', 'p')
     ORDER BY c.relname";
 
-/// What is not allowed, with the statement that allows it.
+/// The missing privileges, each with the statement that grants it.
 fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     let Server { role, database, schema, .. } = server;
     let mut missing = Vec::new();
@@ -143,7 +143,7 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     if !server.has_schema {
         if !server.may_make_schemas {
             lacks(
-                format!("CREATE on database {database}, to make schema {schema}"),
+                format!("CREATE on database {database}, to create schema {schema}"),
                 format!("CREATE SCHEMA {schema} AUTHORIZATION {role};"),
             );
         }
@@ -157,7 +157,7 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
             format!("GRANT {privilege} ON SCHEMA {schema} TO {role};"),
         );
     }
-    // Tables that lack the same are told together.
+    // Tables that lack the same privileges are reported together.
     let mut alike: BTreeMap<Vec<&str>, Vec<String>> = BTreeMap::new();
     let mut strange: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for table in tables {
@@ -186,7 +186,7 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     missing
 }
 
-/// Rules that rewrite what we do, but for those that do something more when a user is deleted.
+/// Rules that rewrite clerk-sync's statements, except those that only do something more when a user is deleted.
 const RULES: &str = "
     SELECT format('rule %I on %I.%I', r.rulename, s.nspname, c.relname) AS what,
            format('DROP RULE %I ON %I.%I;', r.rulename, s.nspname, c.relname) AS remedy
@@ -206,10 +206,10 @@ const REFERENCES: &str = "
                WHERE i.indrelid = f.conrelid AND i.indisvalid AND m.amname IN ('btree', 'hash')
                  -- Its first columns are those of the key, in any order.
                  AND (i.indkey::int2[])[0:cardinality(f.conkey) - 1] @> f.conkey
-                 -- Of all rows, or of all that refer to anybody.
+                 -- An index of all rows, or of all rows with a reference.
                  AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) = '(' || k.names || ' IS NOT NULL)')
            ) THEN format(
-               -- Of a partitioned table only the partitions can be indexed without a lock.
+               -- A partitioned table cannot be indexed concurrently.
                CASE c.relkind WHEN 'p' THEN 'CREATE INDEX ON %I.%I (%s);'
                               ELSE 'CREATE INDEX CONCURRENTLY ON %I.%I (%s);' END,
                s.nspname, c.relname, k.names
@@ -224,7 +224,7 @@ const REFERENCES: &str = "
         FROM unnest(f.conkey) WITH ORDINALITY AS n (number, place)
         JOIN pg_attribute AS a ON a.attrelid = f.conrelid AND a.attnum = n.number
     ) AS k
-    -- Those of partitions follow from that of their table.
+    -- Foreign keys of partitions are derived from those of their table.
     WHERE f.contype = 'f' AND f.conparentid = 0 AND o.nspname = $1 AND u.relname = ANY($3)
     ORDER BY 1";
 
@@ -235,8 +235,8 @@ const SIZE: &str = "
             JOIN pg_namespace AS s ON s.oid = c.relnamespace
             WHERE s.nspname = $1 AND c.relname = ANY($2) AND c.relkind = 'r') AS ours";
 
-/// How many users are not deleted, in a few milliseconds, also right after a million have come in and before anybody has
-/// analysed the table. In a large one the users of 25 stretches of 20 pages are counted, evenly apart.
+/// The approximate number of live users, in a few milliseconds, even right after a million were imported and before the table
+/// is analysed. For a large table it counts the users in 25 evenly spaced ranges of 20 pages.
 pub(super) async fn estimate_standing(store: &Postgres) -> Result<Count> {
     let mut session = store.opened(Purpose::Count).await?;
     let pages = sql("SELECT pg_relation_size('users') / current_setting('block_size')::bigint");

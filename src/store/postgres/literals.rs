@@ -1,7 +1,7 @@
-//! Statements with their values written into them.
+//! Statements with their values written into the text.
 //!
-//! In a session that a pooler shares no statement can stay prepared, and to prepare one for a single run costs a round trip. So what
-//! a value is goes with the text. Each is written with the type that it is bound as elsewhere.
+//! In a session that a pooler shares, no statement can stay prepared, and preparing one for a single run costs a round trip. So
+//! the values are sent within the text. Each is written with the type that it would be bound as.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::store::sql::{Cells, Dialect, Statement, Value};
 
-/// The statement with its values in the places of its parameters.
+/// The statement with its values in place of its parameters.
 pub(super) fn written(statement: &Statement, values: &[Value<'_>]) -> String {
     let literals: Vec<String> = values.iter().flat_map(literals_of).collect();
     let sql = statement.sql(Dialect::Postgres);
@@ -27,7 +27,7 @@ pub(super) fn written(statement: &Statement, values: &[Value<'_>]) -> String {
     text
 }
 
-/// One for each parameter that the value takes.
+/// One literal for each parameter that the value takes.
 fn literals_of(value: &Value<'_>) -> Vec<String> {
     let one = |text: Option<String>, kind: &str| vec![typed(text.as_deref(), kind)];
     match value {
@@ -46,7 +46,7 @@ fn array(cells: &Cells<'_>) -> String {
         for (index, cell) in cells.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
             let _ = match element(cell) {
-                // In quotes nothing else is special.
+                // Within quotes no other character is special.
                 Some(element) => {
                     write!(text, "{comma}\"{}\"", element.replace('\\', "\\\\").replace('"', "\\\""))
                 }
@@ -66,7 +66,7 @@ fn array(cells: &Cells<'_>) -> String {
     }
 }
 
-/// A constant of this type. A backslash means the same whatever `standard_conforming_strings` says.
+/// A constant of this type. A backslash has the same meaning whatever `standard_conforming_strings` is set to.
 fn typed(text: Option<&str>, kind: &str) -> String {
     match text {
         Some(text) => format!("(E'{}'::{kind})", text.replace('\\', "\\\\").replace('\'', "''")),

@@ -1,17 +1,19 @@
-//! PostgreSQL, the first-class keeper.
+//! PostgreSQL, the primary backend.
 //!
-//! Sessions hold no state that a pooler could mix up, so that PgBouncer in transaction mode works: every statement
-//! runs inside a transaction that opens with one simple query setting all that it needs, and statements are prepared
-//! under names only in sessions that nobody shares with us (`sessions`).
-//! All statements that webhooks wait for look rows up by their ids; scans of whole tables are off, so that no plan degrades as
-//! they grow. Only what counts or lists for people may read whole tables, and has a deadline.
-//! Compiling plans is off as well: to the planner a table that must be scanned is of astronomic cost, and it would spend
-//! a quarter of a second on the counting of an empty queue.
+//! Sessions hold no state that a pooler could mix up, so PgBouncer works in transaction mode. Every statement runs inside a
+//! transaction that opens with one simple query, which sets all that it needs. Statements are prepared under names only in
+//! sessions that no other client shares (`sessions`).
 //!
-//! A transaction that is dropped before its end closes its connection; nobody else ever gets it.
+//! All statements that webhooks wait for look up rows by their ids. Scans of whole tables are off, so that no plan degrades as
+//! tables grow. Only transactions that count or list for people may read whole tables, and they have a deadline.
 //!
-//! With `sslmode=prefer`, the default, the server at the other end of a loopback connection is spoken to without TLS:
-//! nobody can listen there, and encrypting costs a tenth of the throughput.
+//! JIT compilation is off as well. To the planner, a table that must be scanned has an astronomic cost, so it would spend a
+//! quarter of a second compiling the count of an empty queue.
+//!
+//! A transaction that is dropped before its end closes its connection, which is never reused.
+//!
+//! With `sslmode=prefer`, the default, loopback connections do not use TLS: nobody can listen there, and encryption costs a
+//! tenth of the throughput.
 
 mod error;
 mod facts;
@@ -68,30 +70,30 @@ use super::{
 };
 use crate::model::{Entity, Kinds};
 
-/// Two lanes keep a batch forming while another commits; more only wait for the same disk.
+/// Two lanes let a batch form while another commits. More would only wait for the same disk.
 const WRITERS: usize = 2;
 
-/// How long a connection that was idle may take to open a transaction.
+/// How long opening a transaction may take on a connection that was idle.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long to wait for a connection of the pool.
+/// How long to wait for a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Any number that no other program is likely to use.
+/// An arbitrary number that no other program is likely to use.
 const MIGRATION_LOCK: i64 = 0x63_6c65_726b_7379;
 
-/// What the keeper needs to know.
+/// The backend's configuration.
 #[derive(Clone)]
 pub struct Options {
     pub connect: PgConnectOptions,
-    /// The schema of all our tables; made if it is missing.
+    /// The schema of all clerk-sync tables; created if it is missing.
     pub schema: String,
     pub max_connections: u32,
-    /// Columns of the application in `users` that an anonymisation empties.
+    /// Columns that the application added to `users` and that anonymisation sets to NULL.
     pub anonymize_columns: Vec<String>,
-    /// The kinds of objects that it keeps.
+    /// The kinds of objects that it stores.
     pub kinds: &'static [&'static Entity],
-    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] creates the index of `UNIQUE_EMAIL`; otherwise it drops it.
     pub unique_email: bool,
 }
 
@@ -101,16 +103,16 @@ pub struct Postgres {
     schema: String,
     anonymize_columns: Vec<String>,
     unique_email: bool,
-    /// What opens a transaction, made once for each purpose.
+    /// The text that opens a transaction, built once for each purpose.
     beginnings: HashMap<Purpose, String>,
     removal: Arc<Removal>,
     kinds: Kinds,
     sequences: Arc<Sequences>,
     sessions: Arc<Sessions>,
-    /// How to connect instead should whom we speak to be somebody else than the server, or insist on TLS.
+    /// The options to use instead if the peer turns out to be a pooler, or requires TLS.
     otherwise: Mutex<Option<PgConnectOptions>>,
     last_trouble: LastTrouble,
-    /// Whether the server knows this setting, as PostgreSQL 17 does.
+    /// Whether the server has this setting, as PostgreSQL 17 does.
     has_transaction_timeout: Arc<AtomicBool>,
     others: Arc<Others>,
     _attending: AbortOnDropHandle<()>,
@@ -118,9 +120,9 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Connections are made when they are needed; nothing is sent yet. To be called inside a runtime.
+    /// Opens connections only when they are needed; nothing is sent yet. Must be called inside a runtime.
     pub fn new(options: Options) -> Self {
-        // PgBouncer refuses start-up parameters that it does not track, and we read no floats.
+        // PgBouncer refuses start-up parameters that it does not track, and clerk-sync reads no floats.
         let connect = options.connect.extra_float_digits(None).disable_statement_logging();
         let (connect, relay) = by_way_of_a_relay(connect);
         let plain =
@@ -136,7 +138,7 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            // What opens a transaction finds out whether the server is there, at no round trip.
+            // The text that opens a transaction finds out whether the server is reachable, without an extra round trip.
             .test_before_acquire(false)
             .before_acquire(move |_, known| {
                 let is_suspect = trouble.is_later_than(known.age);
@@ -173,7 +175,7 @@ impl Postgres {
         }
     }
 
-    /// Keep no connection while nothing happens, at the price of new ones when something does.
+    /// Keep no connections while idle, at the price of opening new ones later.
     #[must_use]
     pub fn keep_no_idle_connections(self) -> Self {
         self.others.keeps_none.store(true, Ordering::Relaxed);
@@ -185,7 +187,7 @@ impl Postgres {
         let acquired = self.pool.acquire().await.map_err(connect_error);
         let unfit = match &acquired {
             Ok(_) => self.sessions.are_indirect(),
-            // Refused at the door, by the server or by a pooler.
+            // Refused during connection, by the server or by a pooler.
             Err(error) => {
                 error.code.as_deref().is_some_and(|code| code.starts_with("28") || code.starts_with("08"))
             }
@@ -200,13 +202,13 @@ impl Postgres {
         let marked = self.sessions.marked(&otherwise).await;
         if marked.is_some() {
             tracing::info!(
-                "the database's server sees our connections come from elsewhere, as where addresses are translated; its \
-                 sessions are ours alone, and statements stay prepared"
+                "the database server sees clerk-sync's connections from another address, as with address translation; no \
+                 other client shares the sessions, so statements stay prepared"
             );
         } else {
             tracing::info!(
-                "somebody stands between us and the database's server, probably a pooler: no statement stays prepared in \
-                 its sessions, and the server plans each one anew"
+                "something sits between clerk-sync and the database server, probably a pooler: no statement stays \
+                 prepared in its sessions, and the server plans each one every time"
             );
         }
         self.pool.set_connect_options(marked.unwrap_or(otherwise));
@@ -217,7 +219,7 @@ impl Postgres {
         self.session(&self.beginnings[&purpose]).await
     }
 
-    /// A transaction that opens with its first statement, as long as nothing speaks against it; else an open one.
+    /// A transaction that opens with its first statement if that is worthwhile; otherwise one that is already open.
     async fn unopened(&self) -> Result<Session> {
         let begin = &self.beginnings[&Purpose::WRITE];
         if !self.sessions.is_worth_a_trip() {
@@ -228,14 +230,14 @@ impl Postgres {
         Ok(session)
     }
 
-    /// A transaction that opens with this text.
+    /// A transaction that this text opens.
     async fn session(&self, begin: &str) -> Result<Session> {
         match timeout(BEGIN_TIMEOUT, self.begun(begin)).await {
             Ok(Err(error)) if error.kind == ErrorKind::Unavailable && !error.is_closed_door() => {}
             Ok(result) => return result,
             Err(_) => {}
         }
-        // The server may have closed connections that were idle, or have been replaced. Those are closed now.
+        // The server may have closed idle connections or have been replaced. The old connections are closed now.
         self.begun(begin).await
     }
 
@@ -251,7 +253,7 @@ impl Postgres {
         Ok(session)
     }
 
-    /// A connection in which no transaction is open yet.
+    /// A connection without an open transaction.
     async fn closed(&self) -> Result<Session> {
         Ok(Session {
             connection: Some(self.connection().await?),
@@ -272,7 +274,7 @@ impl Postgres {
 
     fn opening<'t>(&self, begin: &'t str) -> Cow<'t, str> {
         if self.has_transaction_timeout.load(Ordering::Relaxed) {
-            // Whoever set it for this role has not thought of us. Every statement has a limit of ours.
+            // A value set for this role was not meant for clerk-sync, whose statements all have their own limits.
             Cow::Owned(format!("{begin}; SET LOCAL transaction_timeout = 0"))
         } else {
             Cow::Borrowed(begin)
@@ -287,7 +289,7 @@ impl Postgres {
             .rows(sql("SELECT DISTINCT version, checksum FROM _clerk_sync_migrations ORDER BY version"))
             .await?;
         if rows.is_empty() {
-            // It is made together with its first row.
+            // The table is created together with its first row, so its rows may be hidden.
             let hidden = sight::hidden(session).await?;
             if !hidden.is_empty() {
                 return Err(sight::explained(&hidden));
@@ -298,7 +300,7 @@ impl Postgres {
 
     async fn migrate_all(&self) -> Result<Vec<Migration>> {
         let mut session = self.opened(Purpose::WriteMany).await?;
-        // Whoever comes second waits here, and finds everything done.
+        // A second process waits here, and then finds everything done.
         session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK)).await?;
         if !session.has_schema(&self.schema).await? {
             session.run(&format!("CREATE SCHEMA {}", quoted(&self.schema))).await?;
@@ -330,24 +332,24 @@ impl Postgres {
         self.sequences.set_forward(&mut session, None).await?;
         unique_email::set(&mut session, self.unique_email).await?;
         session.commit().await?;
-        // Only now: the application adds its columns to tables that are there.
+        // Only now, because the application adds its columns to existing tables.
         schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
         Ok(pending)
     }
 
-    /// The likeliest mistake in production, in words.
+    /// Explains the most likely mistake in production.
     fn explain_missing_privilege(&self, error: StoreError) -> StoreError {
         if error.code.as_deref() != Some(INSUFFICIENT_PRIVILEGE) {
             return error;
         }
         StoreError::schema(format!(
-            "this database user may not create schema {schema} or the tables in it (42501): GRANT CREATE ON DATABASE to \
-             it, or make it the owner of a schema {schema}",
+            "this database user may not create schema {schema} or the tables in it (42501): grant it CREATE ON DATABASE, or \
+             make it the owner of schema {schema}",
             schema = self.schema
         ))
     }
 
-    /// Refuse tables with our names that are not ours, as far as these migrations are not still to change them.
+    /// Refuse tables with clerk-sync's names that clerk-sync did not create, except where these migrations still change them.
     async fn check_tables(&self, session: &mut Session, pending: &[Migration]) -> Result<Vec<Column>> {
         let rows = session
             .rows(
@@ -374,29 +376,29 @@ impl Postgres {
         Err(schema::refused(&mistakes, &format!("schema {}", self.schema), &remedy))
     }
 
-    /// What to do if our schema is somebody else's: commands that can be copied.
+    /// What to do if the schema belongs to another application: commands that can be copied.
     async fn way_round(&self, session: &mut Session, users: bool) -> Result<String> {
         let mut free = "clerk_sync".to_owned();
         while session.has_schema(&free).await? {
             free.push_str("_1");
         }
         let adopt = if users {
-            // For a shell.
+            // Quoted for a shell.
             let table = if is_plain(&self.schema) {
                 format!("{}.users", self.schema)
             } else {
                 format!("'{}.users'", quoted(&self.schema))
             };
             format!(
-                " To take over its users, run `DATABASE_SCHEMA={free} clerk-sync migrate adopt --from {table} --dry-run`, and \
-                 then the same without --dry-run."
+                " To import its users, run `DATABASE_SCHEMA={free} clerk-sync migrate adopt --from {table} --dry-run`, and \
+                 then run it again without --dry-run."
             )
         } else {
             String::new()
         };
         Ok(format!(
-            "Leave the schema to whoever made it, and give clerk-sync one of its own: set DATABASE_SCHEMA={free} for the \
-             service and for every command; the schema is made by itself.{adopt}"
+            "Leave this schema to its owner and give clerk-sync a separate one: set DATABASE_SCHEMA={free} for the \
+             service and for every command. clerk-sync creates the schema itself.{adopt}"
         ))
     }
 }
@@ -422,7 +424,7 @@ impl Database for Postgres {
         let mut session = self.opened(Purpose::WRITE).await?;
         let row = session.rows(sql("SELECT current_setting('transaction_read_only') = 'on'")).await?;
         if row.first().map_or(Ok(false), |row| get(row, 0))? {
-            // Not to be used again: what is true of a session is settled at its beginning.
+            // The session is dropped, not reused: whether it is read-only is decided when it begins.
             return Ok(Readiness::ReadOnly);
         }
         let applied = self.applied(&mut session).await?;
@@ -448,7 +450,7 @@ impl Database for Postgres {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        // Of few connections none can be given away for that.
+        // A small pool has no connection to spare for listening.
         if self.pool.options().get_max_connections() < 3 {
             return Ok(None);
         }
@@ -460,7 +462,7 @@ impl Database for Postgres {
         let rows = session.rows(sql("SELECT pg_database_size(current_database())")).await?;
         session.commit().await?;
         let taken = rows.first().map_or(Ok(0), |row| count(row, 0))?;
-        // Its server's disk cannot be seen from here.
+        // The server's disk is not visible from here.
         Ok(Space { taken, free: None })
     }
 
@@ -505,7 +507,7 @@ impl SqlDatabase for Postgres {
     }
 }
 
-/// The same server, by way of a relay where there can be one.
+/// The same server, through a relay where possible.
 fn by_way_of_a_relay(connect: PgConnectOptions) -> (PgConnectOptions, Option<Relay>) {
     let (host, port) = (connect.get_host(), connect.get_port());
     let is_socket = connect.get_socket().is_some() || host.starts_with('/');
@@ -516,7 +518,7 @@ fn by_way_of_a_relay(connect: PgConnectOptions) -> (PgConnectOptions, Option<Rel
     }
 }
 
-/// What opens a transaction for this purpose.
+/// The text that opens a transaction for this purpose.
 fn beginning(schema: &str, purpose: Purpose) -> String {
     let (lock_timeout, statement_timeout) = match purpose {
         Purpose::Write(Patience::Short) => ("50ms", "3s"),
@@ -535,7 +537,7 @@ fn beginning(schema: &str, purpose: Purpose) -> String {
         _ => ("", "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; "),
     };
     let durability = if purpose == Purpose::WriteUnhurried {
-        // What it writes is lost if the server dies within the next second, and nothing else is.
+        // Only the data of this transaction is lost if the server dies within the next second.
         "SET LOCAL synchronous_commit = off; "
     } else {
         ""
@@ -551,25 +553,25 @@ fn beginning(schema: &str, purpose: Purpose) -> String {
 
 /// A connection in a transaction.
 struct Session {
-    /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was
-    /// abandoned, perhaps in the middle of a statement.
+    /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was abandoned,
+    /// perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
     kinds: Kinds,
     removal: Arc<Removal>,
     sequences: Arc<Sequences>,
-    /// Whether our statements are known here by their names.
+    /// How the session is reached; statements stay prepared unless it is shared.
     route: Route,
     sessions: Arc<Sessions>,
-    /// What opens the transaction, if that is still to be sent.
+    /// The text that opens the transaction, if it is not sent yet.
     opening: Option<String>,
-    /// What is to be sent with the commit.
+    /// A statement to send together with the commit.
     ending: Option<String>,
-    /// Whether the first statement opened it.
+    /// Whether the first statement opened the transaction.
     is_at_once: bool,
     others: Arc<Others>,
-    /// Whether others have to hear of it once it is committed.
+    /// Whether to notify other processes after the commit.
     leaves_work: bool,
-    /// Whether nobody may have the connection afterwards: it has let us down, or is in the middle of a statement.
+    /// Whether the connection must not be reused: it failed, or is in the middle of a statement.
     unfit: bool,
     last_trouble: LastTrouble,
 }
@@ -579,18 +581,18 @@ impl Session {
         self.connection.as_mut().expect("a session has its connection until it ends")
     }
 
-    /// The transaction is open, in the session that this row tells.
+    /// Note that the transaction is open, in the session that this row identifies.
     fn opened_in(&mut self, rows: &[PgRow]) -> Result<()> {
         let row = rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))?;
         self.route = self.sessions.route(get(row, 0)?);
         if self.route == Route::Shared && self.connection().cached_statements_size() > 0 {
-            // It was our own session when they were prepared, and is another one now. It goes with the session.
+            // Statements were prepared when the session was exclusive, and it no longer is. They disappear with the session.
             return Err(StoreError::new(ErrorKind::Conflict));
         }
         Ok(())
     }
 
-    /// The rows of a text that opens the transaction as well.
+    /// The rows of a text that also opens the transaction.
     async fn opened_with(
         &mut self,
         opening: &str,
@@ -599,7 +601,7 @@ impl Session {
     ) -> Result<Vec<PgRow>> {
         let fetched = self.fetched(sqlx::raw_sql(AssertSqlSafe(format!("{opening}; {text}"))), explain).await;
         let mut rows = fetched.map_err(|error| match error.kind {
-            // A connection that was closed while it was idle: it begins again with another one.
+            // The connection was closed while idle: the caller begins again with another one.
             ErrorKind::Unavailable if !error.is_closed_door() => StoreError::new(ErrorKind::Conflict),
             _ => error,
         })?;
@@ -610,12 +612,12 @@ impl Session {
         Ok(rows)
     }
 
-    /// Run a text of our own making, perhaps of several statements, as one simple query.
+    /// Run clerk-sync's own text, perhaps of several statements, as one simple query.
     async fn run(&mut self, text: &str) -> Result<()> {
         self.raw_rows(text).await.map(|_| ())
     }
 
-    /// The rows that such a text gives, of all of its statements.
+    /// The rows that all statements of such a text return.
     async fn raw_rows(&mut self, text: &str) -> Result<Vec<PgRow>> {
         self.fetched(sqlx::raw_sql(AssertSqlSafe(text)), store_error).await
     }
@@ -645,12 +647,13 @@ impl Session {
         self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
     }
 
-    /// A statement begins; whoever drops the session now leaves it in the middle of it.
+    /// A statement begins. Until it ends, a dropped session is in the middle of it.
     fn begins(&mut self) -> bool {
         std::mem::replace(&mut self.unfit, true)
     }
 
-    /// It has ended. That a session may only read is settled at its beginning, and need not be true of another one.
+    /// The statement has ended. An error of kind `Unavailable` makes the connection unfit. That includes a read-only session,
+    /// because another session may be writable.
     fn ended<T>(&mut self, unfit_before: bool, result: Result<T>) -> Result<T> {
         let let_down = result.as_ref().is_err_and(|error| error.kind == ErrorKind::Unavailable);
         self.unfit = unfit_before || let_down;
@@ -668,7 +671,7 @@ impl Session {
         Ok(!self.rows(query).await?.is_empty())
     }
 
-    /// End the transaction; on failure the connection is closed.
+    /// End the transaction. On failure the connection is closed.
     async fn end(mut self, how: &str) -> Result<()> {
         self.run(how).await?;
         if !self.unfit {
@@ -694,7 +697,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            // Out of the pool, and closed by being dropped.
+            // Removed from the pool, and closed by being dropped.
             drop(connection.detach());
             if self.unfit {
                 self.last_trouble.begins();
@@ -703,8 +706,8 @@ impl Drop for Session {
     }
 }
 
-/// When a connection last let us down. Those that are older are suspected to lead to the same dead server, and closed
-/// instead of being asked one by one, each of which could take seconds.
+/// When a connection last failed. Older connections probably lead to the same dead server. They are closed instead of being
+/// tested one by one, which could take seconds each.
 #[derive(Clone, Debug, Default)]
 struct LastTrouble(Arc<Mutex<Option<Instant>>>);
 
@@ -713,7 +716,7 @@ impl LastTrouble {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether it was during the life of a connection of this age.
+    /// Whether it happened during the life of a connection of this age.
     fn is_later_than(&self, age: Duration) -> bool {
         let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         last.is_some_and(|last| last.elapsed() < age)
@@ -724,7 +727,7 @@ fn sql<'q>(text: &'static str) -> Query<'q, Pg, PgArguments> {
     sqlx::query(text)
 }
 
-/// Whether SQL takes this name without quotes.
+/// Whether SQL accepts this name without quotes.
 fn is_plain(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')

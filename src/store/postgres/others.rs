@@ -1,10 +1,11 @@
-//! Telling other processes that something was left to be worked on, and hearing it from them: NOTIFY and LISTEN.
+//! Notifying other processes about new work, and receiving their notifications: NOTIFY and LISTEN.
 //!
-//! It is told after the commit, in a transaction of its own and at most twice a second, because a NOTIFY inside makes all
-//! commits of a database wait for each other. Should a process die in between, the others find what it left when they look
-//! the next time. It is heard only in a session that is ours alone: a pooler would give what is heard to somebody else.
+//! A notification is sent after the commit, in its own transaction and at most twice a second, because a NOTIFY inside a
+//! transaction makes all commits of the database wait for each other. If a process dies before it notifies, the others find its
+//! work when they next poll. Listening requires a session that no other client shares: a pooler would deliver the notifications
+//! to another client.
 //!
-//! The same task sees to the connections that nobody uses any more.
+//! The same task closes idle connections.
 
 use std::{
     sync::{
@@ -27,38 +28,38 @@ use tokio::{
 use super::{error::store_error, sessions::Sessions};
 use crate::store::{ErrorKind, Listener, Result, Route, StoreError};
 
-/// The channel of all of us. The schema, of which a database may have several of ours, is what is told.
+/// The channel of all clerk-sync processes. The payload is the schema, because one database may have several.
 const CHANNEL: &str = "clerk_sync";
 
-/// Between two times that something is told.
+/// The minimum time between two notifications.
 const REST: Duration = Duration::from_millis(500);
 
-/// How long telling may take.
+/// How long sending a notification may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The server adds up what a connection did a second after the last time, or else ten seconds later. Who watches these sums
-/// to let a database sleep must not see something happen long after it did.
+/// The server adds a connection's activity to its statistics one second after the last time, or otherwise ten seconds later. A
+/// monitor that uses these statistics to suspend an idle database must not see activity long after it happened.
 const SETTLED: Duration = Duration::from_millis(1200);
 
-/// After so long without a transaction we count as idle.
+/// The time without a transaction after which the process counts as idle.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// So many connections are kept while idle, for the next webhooks.
+/// How many connections are kept while idle, for the next webhooks.
 const KEPT: usize = 2;
 
-/// What is left for others, and what is not needed any more.
+/// Pending notifications to other processes, and connections that are no longer needed.
 pub(super) struct Others {
     pool: PgPool,
     pub(super) schema: String,
     sessions: Arc<Sessions>,
-    /// Rung for those who work in this process.
+    /// Notifies the workers in this process.
     pub(super) bell: Arc<Notify>,
-    /// Whether something was left that the others were not told of.
+    /// Whether there is new work that the other processes were not notified about.
     untold: AtomicBool,
     tell: Notify,
-    /// Rung when a transaction ends.
+    /// Notified when a transaction ends.
     used: Notify,
-    /// How many ended since connections were last seen to.
+    /// Number of transactions since idle connections were last handled.
     transactions: AtomicUsize,
     /// Whether no connection is kept while idle.
     pub(super) keeps_none: AtomicBool,
@@ -79,20 +80,20 @@ impl Others {
         }
     }
 
-    /// A transaction is over.
+    /// A transaction has ended.
     pub(super) fn used(&self) {
         self.transactions.fetch_add(1, Ordering::Relaxed);
         self.used.notify_one();
     }
 
-    /// Something was left to be worked on, and is committed.
+    /// New work was committed.
     pub(super) fn left_work(&self) {
         self.untold.store(true, Ordering::Relaxed);
         self.tell.notify_one();
         self.bell.notify_one();
     }
 
-    /// Tell the others, and see to idle connections, as long as this is polled.
+    /// Notify other processes and close idle connections, for as long as this is polled.
     pub(super) async fn attend(&self) {
         let telling = async {
             loop {
@@ -114,7 +115,7 @@ impl Others {
         tokio::join!(telling, tidying);
     }
 
-    /// Tell the others what they were not told yet; `false` if that failed. They find it by themselves at last.
+    /// Send a pending notification; `false` if that failed. Other processes find the work later by polling.
     pub(super) async fn tell_now(&self) -> bool {
         if !self.untold.swap(false, Ordering::Relaxed) {
             return true;
@@ -125,15 +126,15 @@ impl Others {
         let told = matches!(told, Ok(Ok(_)));
         if !told {
             drop(connection.detach());
-            tracing::debug!("other processes could not be told yet; they also look by themselves");
+            tracing::debug!("other processes could not be notified yet; they also poll");
         }
         self.used();
         told
     }
 
-    /// Close what is idle but for a few, on which one last transaction lets the server add up what they did.
+    /// Close idle connections except a few. One last transaction on those lets the server add their activity to its statistics.
     async fn tidy(&self) {
-        // The server has added up a single one by itself.
+        // The server has already added the activity of a single transaction.
         let alone = self.transactions.swap(0, Ordering::Relaxed) < 2;
         let kept = if self.keeps_none.load(Ordering::Relaxed) { 0 } else { KEPT };
         if alone && kept > 0 {
@@ -143,7 +144,7 @@ impl Others {
         while let Some(connection) = self.pool.try_acquire() {
             idle.push(connection);
         }
-        // Their places are free at once, however long the server takes.
+        // Detaching frees their places in the pool at once, however long the server takes.
         let surplus: Vec<_> =
             idle.split_off(kept.min(idle.len())).into_iter().map(PoolConnection::detach).collect();
         for mut connection in idle {

@@ -1,10 +1,10 @@
-//! Taking out rows, and marking them, each as far as the application lets us: all in one round trip.
+//! Removing rows and setting marks of deletion, each if the application allows it: all in one round trip.
 //!
-//! A block of PL/pgSQL tries it with all rows at once. If the application refuses any of them, it goes through them one by
-//! one, each in a subtransaction, so that hundreds of refusals cost no round trip more than one. Then it looks which rows
-//! stand: a trigger can keep a row, or what is in it, without a word. A block takes no parameters: ids are written into its
-//! text in hexadecimal digits, and what became of them comes back in a setting that ends with the transaction. It is not a
-//! function of our schema, because it depends on `ANONYMIZE_COLUMNS`, and because it needs no right to be called.
+//! A PL/pgSQL block first tries all rows at once. If the application refuses any of them, the block handles them one by one,
+//! each in a subtransaction, so that hundreds of refusals cost a single round trip. Then it checks which rows are left, because
+//! a trigger can silently keep a row or its values. A block takes no parameters. The ids are therefore written into its text as
+//! hexadecimal digits, and the results are returned in a setting that ends with the transaction. It is not a function in
+//! clerk-sync's schema, because it depends on `ANONYMIZE_COLUMNS` and because calling it needs no privilege.
 
 use std::{collections::HashMap, fmt::Write};
 
@@ -18,23 +18,24 @@ use crate::{
     store::{ErrorKind, Mark, Result, RowFate, StoreError, Way, schema::quoted, sql::objects},
 };
 
-/// What we raise ourselves where a trigger brings back what was to go, or changes whose row it is.
+/// The SQLSTATE that the block raises if a trigger restores old values or changes the row's `clerk_id`.
 const UNMOVED: &str = "CS001";
 
-/// What never speaks of one row: the connection, who we are, conflicts, resources, an operator, a fault of the server, a
-/// lock that somebody holds, a database that takes no writes.
+/// The condition for errors that are never about a single row: conflicts, lack of resources, operator intervention, and a lock
+/// that another session holds. It excludes errors that a function raises.
 const PASSING: &str = "(left(state, 2) IN ('40', '53', '57') OR state = '55P03') AND split_part(place, chr(10), 1) NOT LIKE '%RAISE'";
 
-/// What is ours or the server's if our own statement fails with it, and the application's if its code does.
+/// The condition for errors that are clerk-sync's or the server's fault in clerk-sync's own statement, but the application's
+/// fault in its code.
 const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')";
 
-/// Whether row `u` holds in these fields what anonymising leaves there: conditions, each behind an `AND`.
+/// Whether row `u` holds the anonymised values in these fields: conditions that each begin with `AND`.
 fn holds(fields: impl Iterator<Item = Field>) -> String {
     let holds = |field: Field| match field.anonymized {
         Anonymized::Kept => String::new(),
         Anonymized::Null => format!(" AND u.{} IS NULL", objects::column(field)),
         Anonymized::Text(_) => format!(" AND u.{} = {}", objects::column(field), objects::anonymous(field)),
-        // Of any number, as `is_anonymized` reads it.
+        // With any number, as `is_anonymized` accepts it.
         Anonymized::Address => {
             format!(" AND u.{} ~ '^deleted-[0-9]*@anonymized[.]local$'", objects::column(field))
         }
@@ -42,13 +43,13 @@ fn holds(fields: impl Iterator<Item = Field>) -> String {
     fields.map(holds).collect()
 }
 
-/// Whether nothing in row `u` tells who it was: as [`Object::is_anonymized`](crate::model::Object::is_anonymized) says it.
+/// Whether row `u` identifies nobody, by the same rule as [`Object::is_anonymized`](crate::model::Object::is_anonymized).
 fn anonymous(entity: &'static Entity) -> String {
     let telling = holds(entity.telling());
     format!("coalesce(u.deleted_at IS NOT NULL{telling}, false)")
 }
 
-/// The statements of every kind.
+/// The statements for every kind.
 pub(super) struct Removal(HashMap<&'static str, Statements>);
 
 impl Removal {
@@ -61,7 +62,7 @@ impl Removal {
     }
 }
 
-/// The texts of the ways, assembled once, because the application's columns have no names of ours.
+/// The statements for deletion and anonymisation. They are assembled, because the application's columns have arbitrary names.
 struct Statements {
     delete: String,
     anonymize: String,
@@ -105,7 +106,7 @@ impl Statements {
     }
 }
 
-/// What the block tells.
+/// The result that the block returns.
 #[derive(Deserialize)]
 struct Told {
     deleted: Vec<String>,
@@ -114,7 +115,7 @@ struct Told {
     refused: HashMap<String, Refusal>,
 }
 
-/// SQLSTATE, the names of table, column and constraint, and what called what.
+/// The SQLSTATE, the names of table, column and constraint, and the call trace.
 #[derive(Deserialize)]
 struct Refusal(String, String, String, String, String);
 
@@ -129,7 +130,7 @@ impl Refusal {
             names.iter().map(|(what, name)| (*what, name.as_str())).filter(|(_, name)| !name.is_empty());
         let names = names.chain(error::functions(&trace).into_iter().map(|name| ("function", name)));
         let place: Vec<String> = names.map(|(what, name)| format!("{what} {name}")).collect();
-        // Whatever its code is, it is the application that raises it.
+        // Whatever the code is, the application raised it.
         StoreError {
             kind: ErrorKind::Refused,
             code: Some(code),
@@ -169,7 +170,7 @@ impl Removal {
         if ways.is_empty() {
             steps.push_str(&look);
         }
-        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        // The mark does not decide whether a row counts as deleted, so a refusal by the application does not matter.
         steps.push_str("reasons := refused; whys := why;");
         steps.push_str(&each(&format!(
             "UPDATE {table} AS u SET deleted_at = moment FROM unnest({{rows}}) AS n (clerk_id)
@@ -227,11 +228,12 @@ fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-/// Do it to all of `standing`, or to each of them. `hits` are then those to whom it was done; who refused is in `refused`.
-/// A statement has the ids in place of `{rows}`, and returns whose row it is now, and whether it is as it should be.
+/// Apply a statement to all rows of `standing` together, or to each alone. Afterwards `hits` holds the ids for which it
+/// succeeded, and `refused` those that the application refused. `{rows}` in the statement stands for the ids. The statement
+/// returns the row's current `clerk_id`, and whether its result is as it should be.
 fn each(statement: &str) -> String {
     let (all, alone) = (statement.replace("{rows}", "standing"), statement.replace("{rows}", "ARRAY[one]"));
-    // An error of our own statement has nothing but its beginning before it.
+    // In the trace of an error in clerk-sync's own statement, nothing precedes the statement's beginning.
     let begin: String =
         statement.lines().next().unwrap_or_default().chars().take_while(|c| *c != '{').collect();
     let begin = begin.replace('\'', "''");
@@ -275,7 +277,7 @@ fn each(statement: &str) -> String {
     )
 }
 
-/// The steps with what they need, and what they tell.
+/// The complete block: the declarations that the steps need, the steps, and the result that it returns.
 fn block(ids: &[ClerkId], at: DateTime<Utc>, steps: &str) -> String {
     let ids: Vec<String> = ids.iter().map(|id| hex::encode(id.as_str())).collect();
     format!(
@@ -303,7 +305,7 @@ fn block(ids: &[ClerkId], at: DateTime<Utc>, steps: &str) -> String {
              {steps}
              PERFORM set_config('clerk_sync.fates', jsonb_build_object(
                  'deleted', deleted, 'anonymized', anonymized, 'standing', standing,
-                 -- Of two reasons the last one counts.
+                 -- If there are several reasons, the last one counts.
                  'refused', coalesce((
                      SELECT jsonb_object_agg(n.id, n.reason ORDER BY n.place)
                      FROM unnest(reasons, whys) WITH ORDINALITY AS n (id, reason, place)

@@ -1,4 +1,4 @@
-//! The lines of `audit_log` as seals see them.
+//! Lines of `audit_log` in the form that seals use.
 
 use sqlx::{Row as _, postgres::PgRow};
 
@@ -8,7 +8,7 @@ use crate::{
     store::{ErrorKind, Result, StoreError},
 };
 
-/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
+/// A line, from the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
 pub(in crate::store) fn line(row: &PgRow) -> Result<LineHash> {
     let cells = [
         time(row, 1)?,
@@ -30,7 +30,7 @@ fn list(row: &PgRow, index: usize) -> Result<Cell<'_>> {
     if let Ok(list) = get::<Option<Vec<Option<String>>>>(row, index) {
         return Ok(list.map_or(Cell::Null, Cell::List));
     }
-    // Such as an array of arrays.
+    // For example an array of arrays.
     let value = row.try_get_raw(index).map_err(store_error)?;
     Ok(Cell::Odd(value.as_bytes().map_err(|_| StoreError::new(ErrorKind::Broken))?))
 }
@@ -39,7 +39,7 @@ fn time(row: &PgRow, index: usize) -> Result<Cell<'_>> {
     Ok(micros(row, index)?.map_or(Cell::Null, Cell::Time))
 }
 
-/// Unix microseconds of a time, also of one that no calendar has: infinity is a time to this database.
+/// Unix microseconds of a time, including times that no calendar has: infinity is a time in PostgreSQL.
 fn micros(row: &PgRow, index: usize) -> Result<Option<i64>> {
     /// From 1970 to 2000, when the server's time begins.
     const EPOCH: i64 = 946_684_800_000_000;

@@ -1,8 +1,8 @@
-//! Identity sequences that are behind the rows they number, as some ways of restoring a backup leave them.
+//! Identity sequences that are behind the rows that they number, as some ways of restoring a backup leave them.
 //!
-//! Then each new row gets a number that is taken, and the primary key refuses it. No application is at fault, and no
-//! delivery: we set the sequence forward, where we may, and begin again. Where we may not, everybody is told the statement
-//! that does it.
+//! Each new row then gets a number that is taken, and the primary key refuses it. Neither the application nor the delivery is
+//! at fault. If clerk-sync may advance the sequence, it does so and begins again. If not, it reports the statement that fixes
+//! it.
 
 use std::{
     collections::HashSet,
@@ -16,15 +16,15 @@ use crate::{
     store::{BehindSequence, ErrorKind, Result, StoreError},
 };
 
-/// Any number that no other program is likely to use, so that two of us do not set a sequence at once.
+/// An arbitrary number that no other program is likely to use. The lock keeps two processes from advancing a sequence at once.
 const LOCK: i64 = 0x63_6c65_726b_7365;
 
-/// Sees to the sequences of one schema.
+/// Checks and advances the sequences of one schema.
 pub(super) struct Sequences {
     pub(super) schema: String,
-    /// Opens a transaction.
+    /// The text that opens a transaction.
     pub(super) begin: String,
-    /// Which ones the log was told of, because we may not set them forward.
+    /// Tables that were already logged because clerk-sync may not advance their sequences.
     told: Mutex<HashSet<String>>,
 }
 
@@ -33,21 +33,21 @@ impl Sequences {
         Self { schema, begin, told: Mutex::default() }
     }
 
-    /// What an insertion gives. If the number of a new row was taken, the transaction is over, another one is open, and
-    /// the error says to begin again, or how the sequence is mended.
+    /// The result of an insertion. If a new row's number was taken, this ends the transaction and opens another one. The error
+    /// then says to begin again, or how to fix the sequence.
     pub(super) async fn checked<T>(&self, session: &mut Session, inserted: Result<T>) -> Result<T> {
         let Err(error) = inserted else { return inserted };
         let mut numbered = entity::ALL.iter().map(|entity| entity.table).chain(["audit_log", "outbox"]);
         match numbered.find(|table| is_taken_number(&error, table)) {
             Some(table) => {
-                // What it was asked for is undone, and sequences know no undoing.
+                // The failed statement is undone, but sequences are not transactional.
                 session.run("ROLLBACK").await?;
                 session.run(&self.begin).await?;
                 let left = self.set_forward(session, Some(table)).await?;
                 session.run("COMMIT").await?;
                 session.run(&self.begin).await?;
                 Err(match left.into_iter().find(|left| left.table == table) {
-                    // It was set forward, now or a moment ago.
+                    // It was advanced, now or shortly before.
                     None => StoreError::new(ErrorKind::Raced),
                     Some(left) => {
                         StoreError { place: Some(format!("{}: {}", left.found(), left.remedy())), ..error }
@@ -58,8 +58,8 @@ impl Sequences {
         }
     }
 
-    /// Set forward what is behind; gives what is behind and not for us to set. Of one that we may not read we know that it
-    /// is behind if a number of its table was `taken`.
+    /// Advance the sequences that are behind; returns those that clerk-sync may not advance. A sequence that it may not read
+    /// counts as behind only if a number of its table was `taken`.
     pub(super) async fn set_forward(
         &self,
         session: &mut Session,
@@ -78,7 +78,7 @@ impl Sequences {
                     table = &*behind.table,
                     next = behind.next,
                     highest = behind.highest,
-                    "an identity sequence was behind the rows of its table, as a restore may leave it: it is set forward"
+                    "an identity sequence was behind the rows of its table, as can happen after a restore: clerk-sync advanced it"
                 );
                 continue;
             }
@@ -91,13 +91,13 @@ impl Sequences {
     }
 }
 
-/// Whether the number that an identity column gave to a row is another row's.
+/// Whether an identity column generated a number that another row already has.
 fn is_taken_number(error: &StoreError, table: &str) -> bool {
     error.code.as_deref() == Some("23505")
         && error.place.as_deref() == Some(format!("table {table}, constraint {table}_pkey").as_str())
 }
 
-/// Every sequence whose next number is no higher than one that is in use, and those that we may not read.
+/// Every sequence whose next number is not above the highest one in use, and those that clerk-sync may not read.
 pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<BehindSequence>> {
     let of_kind =
         |entity: &&Entity| format!("SELECT '{0}' AS name, max(id) AS highest FROM {0}", entity.table);
@@ -108,7 +108,7 @@ pub(super) async fn behind(session: &mut Session, schema: &str) -> Result<Vec<Be
          FROM (
              {objects}
              UNION ALL
-             -- A number under a seal must not come again, whatever became of its line.
+             -- A number that a seal covers must not be used again, even if its line is gone.
              SELECT 'audit_log', greatest(max(id), (SELECT max(last_id) FROM (
                  SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1
              ) AS newest)) FROM audit_log

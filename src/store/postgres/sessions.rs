@@ -1,10 +1,10 @@
-//! Whether a session of the server is ours alone, so that it may know our statements by their names.
+//! Whether a session of the server is exclusive to clerk-sync, so that statements can stay prepared in it.
 //!
-//! A pooler hands one session to many clients, and would mix their statements up; a translated address, as of a container or
-//! a Kubernetes service, does not. Two things tell that nobody shares a session. The server sees the same two ends of the
-//! connection as we do. Or it was begun by a start-up packet of ours, which its mark shows: no pooler passes on a setting that
-//! it does not know. Which session a transaction runs in is asked when it begins, at no round trip: a connection that is
-//! not what it was changes nothing for the others.
+//! A pooler hands one session to many clients, and would mix up their statements. An address translation, as of a container or
+//! a Kubernetes service, does not. Either of two signs shows that no other client shares a session. The first: the server sees
+//! the same two addresses of the connection as clerk-sync. The second: the session has clerk-sync's mark. Then clerk-sync's own
+//! start-up packet began it, because no pooler passes on a setting that it does not know. The session of each transaction is
+//! identified when the transaction begins, without an extra round trip. If one connection changes, the others are not affected.
 
 use std::{
     collections::HashMap,
@@ -25,29 +25,30 @@ use tokio::time::timeout;
 use crate::store::Route;
 use crate::store::relay::Paths;
 
-/// The setting that bears our mark.
+/// The setting that holds the mark.
 const MARK: &str = "clerk_sync.session";
 
-/// How long trying out a marked connection may take.
+/// How long testing a marked connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// To open a transaction takes longer than this where a round trip costs more than to plan the statements of a batch.
+/// If opening a transaction takes longer than this, a round trip costs more than planning a batch's statements.
 const FAR: Duration = Duration::from_micros(800);
 
-/// How long the server is believed to be there.
+/// How long an answer proves that the server is reachable.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// What is known of the sessions that our connections reached.
+/// What is known about the sessions that clerk-sync's connections reached.
 pub(super) struct Sessions {
-    /// The ends of our connections; `None` if they cannot be known.
+    /// Both addresses of clerk-sync's connections; `None` if they are unknown.
     paths: Option<Paths>,
-    /// Nobody else's.
+    /// Unique to this process.
     mark: String,
-    /// By the number of the server's process: whether it is ours alone.
+    /// How each session is reached, by the process number of the server.
     met: Mutex<HashMap<i32, Route>>,
-    /// Whether any was reached through somebody who stands between.
+    /// Whether the server saw other addresses of any connection.
     indirect: AtomicBool,
-    /// The quickest opening of a transaction so far, in microseconds, and when the last one was, in milliseconds since the start.
+    /// The quickest opening of a transaction so far, in microseconds. `last` is the time of the last answer, in milliseconds
+    /// since the start.
     quickest: AtomicU64,
     last: AtomicU64,
     start: Instant,
@@ -66,7 +67,7 @@ impl Sessions {
         }
     }
 
-    /// Look at a new connection. By a simple query, which any pooler passes on whole.
+    /// Identify the session of a new connection, with a simple query that any pooler passes on as a whole.
     pub(super) async fn meet(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
         let asked = sqlx::raw_sql(
             "SELECT pg_backend_pid(), current_setting('clerk_sync.session', true),
@@ -93,14 +94,14 @@ impl Sessions {
         self.answered();
     }
 
-    /// The server was there.
+    /// The server answered.
     pub(super) fn answered(&self) {
         self.last.store(self.now(), Ordering::Relaxed);
     }
 
-    /// Whether one message may open a transaction and do its first work. The server must be so far away that a round trip costs more
-    /// than to plan a statement. It must also have answered a moment ago: only an opening that is sent alone has a deadline short
-    /// enough to find a dead connection quickly.
+    /// Whether one message may open a transaction and do its first work. The server must be so far away that a round trip costs
+    /// more than planning a statement. It must also have answered recently: only an opening that is sent alone has a deadline
+    /// short enough to find a dead connection quickly.
     pub(super) fn is_worth_a_trip(&self) -> bool {
         let quickest = self.quickest.load(Ordering::Relaxed);
         let is_far = quickest < u64::MAX && Duration::from_micros(quickest) > FAR;
@@ -112,17 +113,17 @@ impl Sessions {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// How a session was reached. One that no connection of ours began is shared.
+    /// How a session was reached. A session that none of clerk-sync's connections began is shared.
     pub(super) fn route(&self, pid: i32) -> Route {
         self.met().get(&pid).copied().unwrap_or(Route::Shared)
     }
 
-    /// Whether the server ever saw other ends of a connection than we do.
+    /// Whether the server ever saw other addresses of a connection than clerk-sync does.
     pub(super) fn are_indirect(&self) -> bool {
         self.indirect.load(Ordering::Relaxed)
     }
 
-    /// The same options with our mark, if a connection with it reaches a session that has it.
+    /// The same options with the mark, if a connection with it reaches a session that has it.
     pub(super) async fn marked(&self, connect: &PgConnectOptions) -> Option<PgConnectOptions> {
         let marked = connect.clone().options([(MARK, &self.mark)]);
         let tried = timeout(PATIENCE, async {
@@ -141,7 +142,7 @@ impl Sessions {
     }
 }
 
-/// Whether the server sees the ends of one of our connections.
+/// Whether the server sees the two addresses of one of clerk-sync's connections.
 fn is_one_of(paths: &Paths, row: &PgRow) -> bool {
     let end = |address: usize, port: usize| {
         let address: IpAddr = row.try_get::<Option<String>, _>(address).ok()??.parse().ok()?;

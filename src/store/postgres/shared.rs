@@ -1,4 +1,4 @@
-//! How the statements that all databases share run here.
+//! How the statements that all databases share run on PostgreSQL.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -60,11 +60,11 @@ impl store::Session for Session {
 
     async fn rollback(mut self: Box<Self>) {
         if self.opening.is_some() {
-            // Nothing was begun.
+            // The transaction was never opened.
             self.connection.take();
             return;
         }
-        // If this fails the connection is closed, which rolls back as well.
+        // If this fails, the connection is closed, which also rolls back.
         let _ = self.end("ROLLBACK").await;
     }
 }
@@ -115,7 +115,7 @@ impl SqlSession for Session {
         match self.numbered(rows).await {
             Ok(rows) => Ok(Row::all(rows, RowCells::Postgres, self.kinds)),
             Err(error) if may_be_our_rights(&error, table) => {
-                // The transaction is lost anyway; its end finds a new one, in which nothing was done.
+                // The transaction is lost anyway, and its caller finds a new, empty one.
                 self.run("ROLLBACK AND CHAIN").await?;
                 Err(self.whose_rights(table, error).await?)
             }
@@ -147,12 +147,12 @@ impl SqlSession for Session {
     }
 
     fn removed_personal_data(&mut self) {
-        // What a vacuum leaves of removed rows is the server's.
+        // What a vacuum leaves of removed rows is the server's responsibility.
     }
 }
 
 impl Session {
-    /// Open the transaction, if its first statement did not do that.
+    /// Open the transaction, unless its first statement already did.
     async fn is_open(&mut self) -> Result<()> {
         match self.opening.take() {
             Some(opening) => self.opened_with(&opening, "", store_error).await.map(drop),
@@ -160,7 +160,7 @@ impl Session {
         }
     }
 
-    /// The rows that a statement gives.
+    /// The rows that a statement returns.
     async fn given(
         &mut self,
         statement: &Statement,
@@ -177,14 +177,14 @@ impl Session {
         }
     }
 
-    /// What a statement gives that may have inserted a row which the database numbers.
+    /// The result of a statement that may have inserted a row with an identity column.
     async fn numbered<T>(&mut self, written: Result<T>) -> Result<T> {
         let sequences = Arc::clone(&self.sequences);
         sequences.checked(self, written).await
     }
 
-    /// A right was missing in a statement on this table, and the server did not say for what: for the table itself, which is
-    /// ours, or for something of the application's that a constraint, a default or a policy needs.
+    /// Find out whose privilege is missing, after the server did not say. It may be one on the table itself, which belongs to
+    /// clerk-sync. Otherwise it is one that a constraint, a default or a policy of the application needs.
     async fn whose_rights(&mut self, table: &str, error: StoreError) -> Result<StoreError> {
         let schema = self.others.schema.clone();
         let query =
@@ -207,7 +207,7 @@ fn bound<'a>(statement: &Statement, values: &'a [Value<'a>]) -> Query<'a, Pg, Pg
         Value::Time(time) => query.bind(*time),
         Value::Bytes(bytes) => query.bind(*bytes),
         Value::Batch(batch) => batch.columns.iter().fold(query, |query, cells| match cells {
-            // `unnest` fills a shorter column up with NULL, and most columns of traces are empty.
+            // `unnest` pads a shorter column with NULL, and most trace columns are empty.
             Cells::Text(texts) if texts.iter().all(Option::is_none) => query.bind(Vec::<&str>::new()),
             Cells::Text(texts) => query.bind(texts),
             Cells::Int(numbers) => query.bind(numbers),

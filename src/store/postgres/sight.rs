@@ -1,15 +1,15 @@
-//! What row level security keeps from us. It refuses nothing: rows that a policy hides are not read, not written and not
-//! deleted, as if they were not there. So of an erased row nobody could say that it is gone.
+//! Rows that row level security hides from clerk-sync. A policy reports no error: rows that it hides are not read, written or
+//! deleted, as if they did not exist. So clerk-sync could not say that an erased row is gone.
 //!
-//! Whether every row is seen can be told of policies whose expressions speak of no column: their value is asked for. Of any
-//! other it is taken that it hides rows.
+//! If a policy's expression uses no column, its value shows whether all rows are visible. Any other policy is assumed to hide
+//! rows.
 
 use sqlx::AssertSqlSafe;
 
 use super::{Session, facts, get, sql};
 use crate::store::{ErrorKind, Missing, Result, StoreError};
 
-/// A table of ours of which rows may be hidden from us. Names are quoted where SQL wants it.
+/// A clerk-sync table whose rows may be hidden. Names are quoted where SQL requires it.
 pub(super) struct Hidden {
     table: String,
     role: String,
@@ -19,35 +19,35 @@ pub(super) struct Hidden {
 impl From<Hidden> for Missing {
     fn from(Hidden { table, role, remedy }: Hidden) -> Self {
         let what = format!(
-            "row level security may hide rows of {table} from {role}, and then erasures leave them there"
+            "row level security may hide rows of {table} from {role}, so that erasures may leave them in place"
         );
         Self { what, remedy }
     }
 }
 
-/// Why nobody can say that a row is gone.
+/// The error for a missing row that may only be hidden.
 pub(super) fn explained(hidden: &[Hidden]) -> StoreError {
     let tables: Vec<&str> = hidden.iter().map(|hidden| hidden.table.as_str()).collect();
     let remedy = hidden.first().map_or("", |hidden| &hidden.remedy);
     StoreError::schema(format!(
-        "row level security may hide rows of {}, so that it is not known whether any is left: {remedy}",
+        "row level security may hide rows of {}, so clerk-sync cannot know whether any is left: {remedy}",
         tables.join(", ")
     ))
 }
 
-/// What a policy says of what we do with a table.
+/// The effect of a policy on clerk-sync's statements on a table.
 struct Policy {
     name: String,
     permissive: bool,
-    /// As `pg_policy.polcmd` has it: `r`, `a`, `w`, `d` or `*`.
+    /// As in `pg_policy.polcmd`: `r`, `a`, `w`, `d` or `*`.
     command: String,
-    /// Whether it lets us at every row, and lets us write any.
+    /// Whether the policy makes every row visible. `check`: whether it allows writing every row.
     using: bool,
     check: bool,
 }
 
 impl Policy {
-    /// Whether all rows come through where this privilege is used; `None` if the policy is not about that.
+    /// Whether the policy allows all rows for this privilege; `None` if the policy does not apply to it.
     fn lets_all_through(&self, privilege: &str) -> Option<bool> {
         let (command, lets) = match privilege {
             "INSERT" => ("a", self.check),
@@ -59,7 +59,7 @@ impl Policy {
     }
 }
 
-/// The tables of which rows may be hidden from us.
+/// The tables whose rows may be hidden from clerk-sync.
 pub(super) async fn hidden(session: &mut Session) -> Result<Vec<Hidden>> {
     let rows = session
         .rows(
@@ -89,7 +89,7 @@ pub(super) async fn hidden(session: &mut Session) -> Result<Vec<Hidden>> {
         };
         let (table, role): (String, String) = (get(row, 2)?, get(row, 3)?);
         let remedy = if let Some(Policy { name, .. }) = policies.iter().find(restricts) {
-            // A further policy would not get rid of it.
+            // Another policy would not override it.
             format!("ALTER ROLE {role} BYPASSRLS; or drop policy {name} on {table}, which is restrictive")
         } else if !needed.iter().all(is_open) {
             format!(
@@ -104,12 +104,12 @@ pub(super) async fn hidden(session: &mut Session) -> Result<Vec<Hidden>> {
     Ok(hidden)
 }
 
-/// The policies of a table that hold for us.
+/// The policies of a table that apply to clerk-sync's role.
 async fn policies(session: &mut Session, table: i64) -> Result<Vec<Policy>> {
     let rows = session
         .rows(
             sql("SELECT quote_ident(p.polname), p.polpermissive, p.polcmd::text,
-                        -- An expression that names a column, or looks into a table, has no value of its own.
+                        -- An expression that uses a column or a subquery has no fixed value.
                         CASE WHEN p.polqual::text !~ '{(VAR|SUBLINK) ' THEN pg_get_expr(p.polqual, p.polrelid) END,
                         CASE WHEN p.polwithcheck IS NULL OR p.polwithcheck::text ~ '{(VAR|SUBLINK) ' THEN NULL
                              ELSE pg_get_expr(p.polwithcheck, p.polrelid) END,
@@ -118,7 +118,7 @@ async fn policies(session: &mut Session, table: i64) -> Result<Vec<Policy>> {
                  WHERE p.polrelid = $1::oid
                    AND EXISTS (
                        SELECT FROM unnest(p.polroles) AS r (role)
-                       -- Zero is everybody.
+                       -- Zero stands for PUBLIC.
                        WHERE r.role = 0 OR pg_has_role(r.role, 'USAGE')
                    )
                  ORDER BY p.polname")
@@ -129,7 +129,7 @@ async fn policies(session: &mut Session, table: i64) -> Result<Vec<Policy>> {
     for row in &rows {
         let (using, check): (Option<String>, Option<String>) = (get(row, 3)?, get(row, 4)?);
         let using = holds(session, using.as_deref()).await?;
-        // Without a check of its own what may be read may be written.
+        // Without a check of its own, a row that may be read may be written.
         let check = if get(row, 5)? { using } else { holds(session, check.as_deref()).await? };
         policies.push(Policy {
             name: get(row, 0)?,
@@ -142,7 +142,7 @@ async fn policies(session: &mut Session, table: i64) -> Result<Vec<Policy>> {
     Ok(policies)
 }
 
-/// Whether this expression of a policy is true for us, as it is asked with every statement on its table.
+/// Whether this expression of a policy is true for clerk-sync, as it is evaluated for every statement on its table.
 async fn holds(session: &mut Session, expression: Option<&str>) -> Result<bool> {
     let expression = match expression {
         None => return Ok(false),

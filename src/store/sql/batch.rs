@@ -5,14 +5,14 @@ use std::ops::Range;
 use chrono::{DateTime, Utc};
 use serde_json::Value as Json;
 
-/// Rows for the part `batch` of a [`Statement`](super::Statement), column by column, in the order in which it names them.
+/// Rows for the part `batch` of a [`Statement`](super::Statement), stored by column in the order in which it names them.
 #[derive(Clone, Default)]
 pub struct Batch<'a> {
     pub(in crate::store) columns: Vec<Cells<'a>>,
     pub(in crate::store) rows: usize,
 }
 
-/// One column. PostgreSQL takes it as an array.
+/// One column. PostgreSQL receives it as an array.
 #[derive(Clone)]
 pub(in crate::store) enum Cells<'a> {
     Text(Vec<Option<&'a str>>),
@@ -23,7 +23,7 @@ pub(in crate::store) enum Cells<'a> {
 }
 
 impl Batch<'_> {
-    /// As a JSON array of rows, each of which is an array; times are in this form, bytes are hexadecimal digits.
+    /// The rows as a JSON array of arrays. `time` formats times; bytes become hexadecimal digits.
     pub(in crate::store) fn json(&self, time: fn(DateTime<Utc>) -> String) -> String {
         let cells: Vec<Vec<Json>> = self.columns.iter().map(|cells| cells.json(time)).collect();
         let mut columns: Vec<_> = cells.into_iter().map(Vec::into_iter).collect();
@@ -34,8 +34,8 @@ impl Batch<'_> {
 }
 
 impl<'a> Batch<'a> {
-    /// The same rows in portions, each of which takes about so many bytes at most as JSON, or is a single row; none where they
-    /// all fit into one.
+    /// The same rows in portions of roughly at most this many bytes as JSON. A larger single row is its own portion. Returns
+    /// none if all rows fit into one portion.
     pub(in crate::store) fn portions(&self, bytes: usize) -> Vec<Batch<'a>> {
         let (mut portions, mut start, mut taken) = (Vec::new(), 0, 0);
         for row in 0..self.rows {
@@ -71,7 +71,7 @@ impl<'a> Cells<'a> {
 }
 
 impl Cells<'_> {
-    /// About how many bytes one cell takes as JSON.
+    /// The approximate size of one cell as JSON, in bytes.
     fn size(&self, row: usize) -> usize {
         match self {
             Self::Text(texts) => texts[row].map_or(0, str::len),
@@ -91,7 +91,7 @@ impl Cells<'_> {
     }
 }
 
-/// Begin a batch of one row for each of these.
+/// Begin a batch with one row for each item.
 pub(in crate::store) fn batch<T>(items: &[T]) -> Columns<'_, T> {
     Columns { items, batch: Batch { columns: Vec::new(), rows: items.len() } }
 }

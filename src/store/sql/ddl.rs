@@ -1,5 +1,5 @@
-//! The tables of synced objects, as their declarations say them. Migrations are files: what is rendered here is what a new one
-//! has to do, and what those that are there must have come to.
+//! The tables of synced objects, rendered from their declarations. Migrations are files: this is the SQL for a new one, and the
+//! result that the existing ones must have.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::{
     store::{migration::POSTGRES, mysql},
 };
 
-/// What makes the table of a kind, and its indexes.
+/// The SQL that creates the table of a kind and its indexes.
 pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
     let table = entity.table;
     let mut sql = format!(
@@ -57,7 +57,7 @@ pub fn create(entity: &'static Entity, dialect: Dialect) -> String {
     Statement::made(sql).sql(dialect).to_string()
 }
 
-/// What adds a column to the table of a kind.
+/// The SQL that adds a column to the table of a kind.
 pub fn add_column(entity: &'static Entity, name: &str, dialect: Dialect) -> Option<String> {
     let field = entity.named(name)?;
     let (column, kind) = (column(field), type_of(entity, field));
@@ -65,7 +65,7 @@ pub fn add_column(entity: &'static Entity, name: &str, dialect: Dialect) -> Opti
     Some(Statement::made(sql).sql(dialect).to_string())
 }
 
-/// The same, as a file has it: what is only known when it is applied stands in braces.
+/// The same SQL as a migration file has it, with braces around what is known only when it is applied.
 pub fn in_a_migration(sql: &str, dialect: Dialect) -> String {
     sql.replace(mysql::render::collation(dialect), "{bin}")
 }
@@ -75,7 +75,7 @@ pub fn next_migration() -> usize {
     POSTGRES.len() + 1
 }
 
-/// The type of ids, and of other texts by which rows are found.
+/// The type of ids and of other texts that rows are searched by.
 const KEY: &str = "{postgres text}{sqlite TEXT}{mysql varchar(255)}";
 const TIME: &str = "{postgres timestamptz}{sqlite TEXT}{mysql datetime(3)}";
 

@@ -20,16 +20,16 @@ use crate::{
     store::{Address, Advance, Closing, ErrorKind, Ledger, Opened, Outgoing, Record, Result, StoreError},
 };
 
-/// The first column of a row that `OPEN` loads.
+/// The first column of the object in a row of `Statements::open`.
 const OPENED: usize = 8;
 
 statements! {
-    // One search an id, in the order of the ids, so that two transactions never wait for each other.
+    // One search per id, in the order of the ids, so that two transactions never deadlock.
     REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
         FROM {batch $1 AS n: kind text, clerk_id text}
         {lock entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}";
 
-    // The same without locks.
+    // As `REGISTERS`, but without locks.
     KNOWN_REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
         FROM {batch $1 AS n: kind text, clerk_id text}
         {lookup entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}";
@@ -46,13 +46,13 @@ statements! {
         SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since{mysql , {token}}
         FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
         WHERE {postgres|mysql true}{sqlite
-            -- What was planned for an object that had no register must not fall on one that has. A blank one says nothing.
+            -- A change that was planned for a missing register must not apply to an existing one. A blank register does not count.
             NOT (n.new AND EXISTS (
                 SELECT 1 FROM entity_versions AS r
                 WHERE r.kind = n.kind AND r.clerk_id = n.clerk_id AND (r.deleted OR r.version > $2)
             ))}
         {mysql ON DUPLICATE KEY UPDATE
-            -- In their order, and each sees what those before it have set. This one is long enough only if it is newer.
+            -- Assignments run in order, and see the results of earlier ones. The token ends in a plus only if the new version is newer.
             token = CASE WHEN NOT entity_versions.deleted
                 AND (excluded.deleted
                      OR (entity_versions.version, entity_versions.event_at, entity_versions.tie)
@@ -76,7 +76,7 @@ statements! {
           -- Deletion is final, whatever its time.
           AND (excluded.deleted
                OR (e.version, e.event_at, e.tie) < (excluded.version, excluded.event_at, excluded.tie)
-               -- To hold an erasure back, or to take that back, is no newer version.
+               -- Delaying an erasure, or cancelling the delay, does not change the version.
                OR (e.held_until IS DISTINCT FROM excluded.held_until
                    AND (e.version, e.event_at, e.tie) = (excluded.version, excluded.event_at, excluded.tie)))
         -- PostgreSQL: a row that this statement inserted has no older version to point back to.
@@ -101,12 +101,12 @@ statements! {
         FROM {batch $1 AS n: at time, action text, kind text, clerk_id text, svix_id text, source text, changed_fields text, event_at time}
         {in_order}
         {returning id, svix_id, clerk_id}{mysql ;
-        -- Nobody else writes lines about them meanwhile: their registers are held.
+        -- With their registers locked, no other transaction writes lines about these objects.
         SELECT DISTINCT l.id, l.svix_id, l.clerk_id FROM {batch $1 AS n: at time, action text, kind text, clerk_id text}
         {lookup audit_log AS l WHERE l.clerk_id = n.clerk_id AND l.id >= last_insert_id()}}";
 
-    // A statement of its own: to join the lines just written to their actors inside PostgreSQL grows with the square of
-    // the batch.
+    // A separate statement, because joining the new lines to their actors inside PostgreSQL takes time that grows with the
+    // square of the batch.
     ACTORS = "INSERT INTO audit_actors (audit_id, ip, user_agent)
         SELECT n.audit_id, n.ip, n.user_agent FROM {batch $1 AS n: audit_id bigint, ip text, user_agent text}";
 
@@ -116,7 +116,7 @@ statements! {
         FROM {batch $1 AS n: clerk_id text, destination text, requested_at time, completed_at time, attempts bigint, last_error text}
         WHERE true
         ON CONFLICT (clerk_id, destination) DO UPDATE
-        -- What is done has no error.
+        -- A completed receipt has no error.
         SET last_error = CASE WHEN erasure_receipts.completed_at IS NULL THEN excluded.last_error END,
             requested_at = {sqlite min}{postgres|mysql least}(erasure_receipts.requested_at, excluded.requested_at),
             completed_at = coalesce(erasure_receipts.completed_at, excluded.completed_at),
@@ -322,10 +322,10 @@ impl<S: SqlSession + ?Sized> Ledger for S {
             return Ok(());
         }
         let lines: Vec<Line<'_>> = entries.iter().map(Line::of).collect();
-        // A line is to be sealed.
+        // The line has to be sealed.
         self.leaves_work();
         let lines = self.rows(&AUDIT, values![columns_of(&lines)]).await?;
-        // One delivery writes at most one line with an actor about an object.
+        // One delivery writes at most one line with an actor per object.
         let actors: HashMap<(&str, &str), &Actor> = entries
             .iter()
             .filter_map(|entry| {
@@ -351,7 +351,7 @@ impl<S: SqlSession + ?Sized> Ledger for S {
     }
 }
 
-/// Those of these whose row stands and tells who they were.
+/// The objects among these whose row exists and is not anonymised.
 pub(in crate::store) async fn telling(
     session: &mut (impl SqlSession + ?Sized),
     ids: &[ClerkId],
@@ -388,7 +388,7 @@ async fn write(
     Ok(())
 }
 
-/// Read registers as they are now, without locks.
+/// Read registers without locks.
 pub(super) async fn known_registers(
     session: &mut (impl SqlSession + ?Sized),
     ids: &[ClerkId],
@@ -400,7 +400,7 @@ fn register(row: &Row) -> Result<(ClerkId, Register)> {
     Ok((row.id(0)?, register_from(row, 2)?))
 }
 
-/// A register, of the columns from this one on.
+/// A register, from the columns that begin here.
 fn register_from(row: &Row, first: usize) -> Result<Register> {
     Ok(Register {
         version: Version {
@@ -414,7 +414,7 @@ fn register_from(row: &Row, first: usize) -> Result<Register> {
     })
 }
 
-/// What `ADVANCE` is given.
+/// The batch for `ADVANCE`.
 fn registers_of(registers: &[Advance]) -> Columns<'_, Advance> {
     batch(registers)
         .text(|advance| advance.clerk_id.entity().kind)
@@ -428,7 +428,7 @@ fn registers_of(registers: &[Advance]) -> Columns<'_, Advance> {
         .bool(|advance| advance.new)
 }
 
-/// A line of audit, with its action and its fields as they are written.
+/// An audit line, with its action and fields as they are written.
 struct Line<'a> {
     entry: &'a AuditEntry,
     action: String,
@@ -442,7 +442,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// What `AUDIT` is given.
+/// The batch for `AUDIT`.
 fn columns_of<'a>(lines: &'a [Line<'a>]) -> Columns<'a, Line<'a>> {
     batch(lines)
         .time(|line| line.entry.at)
@@ -455,7 +455,7 @@ fn columns_of<'a>(lines: &'a [Line<'a>]) -> Columns<'a, Line<'a>> {
         .time(|line| line.entry.event_at)
 }
 
-/// As `n: kind text, clerk_id text`.
+/// The batch `n: kind text, clerk_id text`.
 pub(super) fn ids_of(ids: &[ClerkId]) -> Columns<'_, ClerkId> {
     batch(ids).text(|id| id.entity().kind).text(ClerkId::as_str)
 }

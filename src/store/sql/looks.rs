@@ -1,4 +1,4 @@
-//! What people and programs read: rows, what is known of people and of their erasures, and deliveries. Nothing is locked.
+//! What people and programs read: rows, what is known about people and their erasures, and deliveries. Reads take no locks.
 
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDate, Utc};
@@ -29,7 +29,7 @@ macro_rules! queued {
     };
 }
 
-/// Lines about one object, with the columns in the order in which [`audit_line`] reads them.
+/// Audit lines about one object, with the columns in the order in which [`audit_line`] reads them.
 macro_rules! lines_of {
     () => {
         "SELECT id, at, action, svix_id, source,
@@ -40,10 +40,9 @@ macro_rules! lines_of {
 }
 
 statements! {
-    // Each bucket is counted by its bounds, which is a walk along the index: to compute the bucket of every row takes four times
-    // as long. Buckets in which nobody signed up are skipped. SQLite compares days with times as the texts that they are: a time
-    // that is not in our form is the application's, and one of another zone may, with what follows it, be counted in the bucket
-    // beside.
+    // Each bucket is counted by its bounds, in one walk along the index: computing the bucket of every row takes four times as
+    // long. Empty buckets are skipped. SQLite compares days and times as texts. A time in another format than clerk-sync's
+    // comes from the application. A time with another zone, and the times after it, may be counted in the neighbouring bucket.
     SIGNUPS = "{mysql SELECT CAST(CASE $1
                    WHEN 'week' THEN date(created_at) - INTERVAL weekday(created_at) day
                    WHEN 'month' THEN date(created_at) - INTERVAL dayofmonth(created_at) - 1 day
@@ -70,7 +69,7 @@ statements! {
                  WHERE created_at >= b.first AND created_at < least(b.upto, coalesce($3::timestamptz, 'infinity')))
          FROM buckets AS b
          ORDER BY 1}{sqlite WITH RECURSIVE
-         -- How a time becomes the first day of its bucket, and that the first day of the next.
+         -- The modifiers from a time to the first day of its bucket, and from there to the first day of the next one.
          m (start, back, next) AS (VALUES (
              CASE $1 WHEN 'week' THEN 'weekday 0' WHEN 'month' THEN 'start of month' ELSE '+0 days' END,
              CASE $1 WHEN 'week' THEN '-6 days' ELSE '+0 days' END,
@@ -88,7 +87,7 @@ statements! {
          SELECT date(f.first, m.start, m.back),
                 sum((SELECT count(*) FROM users
                      WHERE created_at >= f.first
-                       -- One bound: a second one would be looked at row by row.
+                       -- A single bound, because a second one would be checked row by row.
                        AND created_at < min(max(coalesce(date(f.first, m.start, m.back, m.next), ''), f.first || ' '), coalesce($3, '~'))
                 ))
          FROM firsts AS f CROSS JOIN m
@@ -99,7 +98,7 @@ statements! {
         ORDER BY id
         LIMIT $3");
 
-    // Not in the order of the primary key, which would be walked through in search of a user of few lines.
+    // Avoid the order of the primary key: the planner would scan its index for a user with few lines.
     NEWEST_LINES = concat!(lines_of!(), "
         ORDER BY {postgres id + 0}{sqlite +id}{mysql id} DESC
         LIMIT $2");
@@ -112,10 +111,10 @@ statements! {
     TOMBSTONES = "SELECT e.clerk_id, e.event_at, e.held_until FROM entity_versions AS e
         WHERE e.kind = 'user' AND e.clerk_id > $1
           AND (e.held_until IS NOT NULL OR e.deleted AND coalesce(
-              -- What is not done yet counts as done now.
+              -- An erasure that is not complete counts as recent.
               (SELECT coalesce(r.completed_at >= $2, true) FROM erasure_receipts AS r
                WHERE r.clerk_id = e.clerk_id AND r.destination = 'database'),
-              -- Of whom nothing was here: when we were told, as long as that is known.
+              -- Nothing of this user was stored: the time of the webhook counts, as long as it is known.
               (SELECT p.processed_at >= $2 FROM processed_webhooks AS p WHERE p.svix_id = e.tie),
               e.event_at >= $3
           ))
@@ -140,7 +139,7 @@ statements! {
         ORDER BY next_attempt_at LIMIT 1";
 
     DEPTH = "SELECT
-            -- Each in an index of its own.
+            -- Each count uses its own index.
             pending.deliveries, (SELECT count(*) FROM webhook_queue WHERE state = 'dead'), pending.first_due
         FROM (
             SELECT count(*) AS deliveries, min(next_attempt_at) AS first_due FROM webhook_queue WHERE state = 'pending'
@@ -148,7 +147,7 @@ statements! {
 
     QUEUED = queued!("webhook_queue AS q WHERE true");
 
-    // Few among many: they have an index of their own, which only this text allows to use.
+    // Dead deliveries are few, and have their own index. Only this condition lets the database use it.
     DEAD = queued!("webhook_queue AS q WHERE q.state = 'dead'");
 
     OF_USER = queued!("webhook_queue AS q{sqlite  INDEXED BY webhook_queue_clerk_id} WHERE q.clerk_id = $4");
@@ -245,7 +244,7 @@ impl<D: SqlDatabase + ?Sized> Looks for D {
         limit: u32,
     ) -> Result<Vec<ClerkId>> {
         let statements = Statements::of(entity, FieldSet::default());
-        // Where nearly everybody was touched it looks through the whole table.
+        // This reads the whole table if clerk-sync has written nearly all rows since.
         let values = values![from(after), untouched_since, limit];
         let rows = self.fetch(Purpose::Scan, &statements.standing, values).await?;
         rows.iter().map(|row| row.id_of(entity, 0)).collect()
@@ -253,7 +252,7 @@ impl<D: SqlDatabase + ?Sized> Looks for D {
 
     async fn count_standing(&self, entity: &'static Entity) -> Result<u64> {
         let statements = Statements::of(entity, FieldSet::default());
-        // Of a large table this takes longer than a webhook may.
+        // On a large table this takes longer than a webhook is allowed to.
         only(&self.fetch(Purpose::Scan, &statements.count_standing, values![]).await?)?.get(0)
     }
 
@@ -289,9 +288,9 @@ impl<D: SqlDatabase + ?Sized> Looks for D {
         after: Option<&ClerkId>,
         limit: u32,
     ) -> Result<Vec<Tombstone>> {
-        // No database has times without a beginning.
+        // Databases limit how early a time can be.
         let since = since.max(DateTime::UNIX_EPOCH);
-        // Where nearly nobody was erased it looks through the whole table.
+        // This reads the whole table if few users were erased.
         let values = values![from(after), since, since.timestamp_millis(), limit];
         self.fetch(Purpose::Scan, &TOMBSTONES, values).await?.iter().map(tombstone).collect()
     }
@@ -371,7 +370,7 @@ impl<D: SqlDatabase + ?Sized> Looks for D {
     }
 }
 
-/// The id behind which a page begins.
+/// The id after which a page begins.
 fn from(after: Option<&ClerkId>) -> &str {
     after.map_or("", ClerkId::as_str)
 }

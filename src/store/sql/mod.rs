@@ -1,7 +1,8 @@
-//! What every database shares: each verb of the contract is written once here, and so is its statement.
+//! What all SQL databases share: each operation of the contract, and its statement, is written once here.
 //!
-//! A keeper implements [`Database`](super::Database), [`Session`], [`SqlDatabase`] and [`SqlSession`]: it opens transactions, runs statements in its kind of SQL, and does by hand
-//! what its database can do better than others, or only in its own way. All other verbs follow from that.
+//! A SQL backend implements [`Database`](super::Database), [`Session`], [`SqlDatabase`] and [`SqlSession`]. It opens
+//! transactions and runs statements in its dialect. It writes by hand only what its database does better than others, or in its
+//! own way. All other operations follow from that.
 
 mod batch;
 pub mod ddl;
@@ -34,13 +35,13 @@ pub use self::{
 };
 use super::{Patience, Result, Session, Store, StoreError, Transaction};
 
-/// What a keeper with SQL does by hand beside [`Database`](super::Database).
+/// What a SQL backend writes by hand in addition to [`Database`](super::Database).
 #[async_trait]
 pub trait SqlDatabase: Store {
     /// Open a transaction for this purpose.
     async fn session(&self, purpose: Purpose) -> Result<Box<dyn SqlTransaction>>;
 
-    /// The rows that a statement gives which is a transaction of its own.
+    /// Run one statement in its own transaction; returns its rows.
     async fn fetch(&self, purpose: Purpose, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
         let mut session = self.session(purpose).await?;
         let rows = session.rows(statement, values).await?;
@@ -48,7 +49,7 @@ pub trait SqlDatabase: Store {
         Ok(rows)
     }
 
-    /// Run a statement which is a transaction of its own; gives how many rows it wrote.
+    /// Run one statement in its own transaction; returns how many rows it wrote.
     async fn run(&self, purpose: Purpose, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
         let mut session = self.session(purpose).await?;
         let written = session.execute(statement, values).await?;
@@ -57,23 +58,23 @@ pub trait SqlDatabase: Store {
     }
 }
 
-/// What a transaction is for, so that it waits as long as it is worth.
+/// The purpose of a transaction. It decides how long the transaction waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Purpose {
-    /// To look rows up by an index.
+    /// Look up rows by an index.
     Read,
-    /// To read a page of rows in the order of an index, never by sorting.
+    /// Read a page of rows in the order of an index, never by sorting.
     Page,
-    /// To count, or to list for people: it may read whole tables, and ends after some seconds.
+    /// Count rows, or list them for people. It may read whole tables, and is cancelled after some seconds.
     Count,
-    /// To go through a whole table while nobody waits.
+    /// Read a whole table when no client waits for the result.
     Scan,
     Write(Patience),
-    /// To write with few statements: a keeper may send what opens the transaction with the first of them.
+    /// Write with few statements. A backend may open the transaction together with the first one.
     WriteAtOnce,
-    /// To write to a whole table while nobody waits.
+    /// Write to a whole table when no client waits for the result.
     WriteMany,
-    /// To write what may be lost if the server dies within the next second.
+    /// Write data that may be lost if the server dies within the next second.
     WriteUnhurried,
 }
 
@@ -92,30 +93,30 @@ impl Purpose {
         Self::WriteUnhurried,
     ];
 
-    /// To write, and to wait for locks as long as somebody who works is waited for.
+    /// Write, with the normal time limit for locks.
     pub(in crate::store) const WRITE: Self = Self::Write(Patience::Normal);
 }
 
-/// A transaction, as a keeper with SQL runs it.
+/// A transaction of a SQL backend.
 #[async_trait]
 pub trait SqlSession: Session {
-    /// Whether this statement, which takes several steps at once, is empty for this database.
+    /// Whether this statement, which combines several steps, is empty for this database.
     fn takes_steps(&self, statement: &Statement) -> bool;
 
-    /// The rows that a statement gives. One that is empty for this database, or whose batches are empty, is not sent.
+    /// The rows that a statement returns. A statement that is empty for this database, or has only empty batches, is not sent.
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>>;
 
-    /// Run a statement; gives how many rows it wrote. It is sent as those that give rows are.
+    /// Run a statement; returns how many rows it wrote. Empty statements are not sent, as with [`rows`](Self::rows).
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64>;
 
-    /// Run the last statement of a transaction, which fails if it has not written what it was to write. A keeper may send it with the
-    /// commit: then it fails there.
+    /// Run the last statement of a transaction, which fails if it did not write what it should. A backend may send it together
+    /// with the commit; then it fails during the commit.
     async fn last(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<()> {
         self.rows(statement, values).await.map(drop)
     }
 
-    /// Write rows of a table that the application may have put triggers and constraints on; gives the rows that a statement returns.
-    /// What fails there is the application's refusal, unless it is known to be ours.
+    /// Write rows of a table that may have triggers and constraints of the application; returns the statement's rows. An error
+    /// counts as the application's refusal unless it is known to be clerk-sync's fault.
     async fn write_objects(
         &mut self,
         table: &'static str,
@@ -123,7 +124,7 @@ pub trait SqlSession: Session {
         values: &[Value<'_>],
     ) -> Result<Vec<Row>>;
 
-    /// Write such rows if the application lets us; if it does not, the transaction is as it was before.
+    /// Write such rows if the application allows it. If it refuses, the transaction is as it was before.
     async fn try_objects(
         &mut self,
         table: &'static str,
@@ -131,18 +132,18 @@ pub trait SqlSession: Session {
         values: &[Value<'_>],
     ) -> Result<()>;
 
-    /// What was written is not what was asked for, for this reason: nothing of the transaction must last.
+    /// Mark the transaction as failed for this reason, because it did not write what was requested. It cannot be committed.
     fn fail(&mut self, reason: StoreError) -> StoreError;
 
-    /// What is written is to be worked on: others are told of it after the commit.
+    /// This transaction writes new work. Other processes are notified after the commit.
     fn leaves_work(&mut self);
 
-    /// Something of a person was removed: after the commit no file of the database has it any more, as far as that is ours
-    /// to do.
+    /// This transaction removes personal data. After the commit no file of the database contains it, where clerk-sync can
+    /// ensure that.
     fn removed_personal_data(&mut self);
 }
 
-/// A transaction with all its verbs, and the statements that they are written over.
+/// A transaction with all operations, and the statements that they use.
 pub trait SqlTransaction: SqlSession + Transaction {}
 
 impl<S: SqlSession> SqlTransaction for S {}
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
     use crate::model::FieldSet;
 
-    /// So that what is sent can be read and reviewed: `cargo insta review` shows what a change makes of it.
+    /// Makes the SQL reviewable: `cargo insta review` shows how a change affects it.
     #[test]
     fn statements_are_as_they_were_reviewed() {
         for dialect in Dialect::ALL {

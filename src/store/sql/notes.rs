@@ -1,5 +1,5 @@
-//! What the service has to remember beside the data: leases, runs, the instance of Clerk, activity, seals; and what it no longer
-//! keeps.
+//! The service's own state in addition to the synced data: leases, runs, the Clerk instance, activity and seals. Also the
+//! removal of old data.
 
 use std::time::Duration;
 
@@ -17,19 +17,19 @@ use crate::{
     },
 };
 
-/// How long a seal waits for those who are writing lines, and how often it looks.
+/// How long sealing waits for transactions that are writing lines, and how often it checks.
 const PATIENCE: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
 
-/// The last id that a seal covers. `newest_seal!` has to stand in front of the statement.
+/// The last id that a seal covers. `newest_seal!` must precede the statement.
 macro_rules! sealed {
     () => {
         "{postgres|sqlite coalesce((SELECT last_id FROM audit_seals ORDER BY number DESC LIMIT 1), 0)}{mysql @sealed}"
     };
 }
 
-/// On MySQL and MariaDB: puts that id into a variable. MariaDB reads the whole trail if the id comes from a subquery over more than
-/// 100 seals.
+/// On MySQL and MariaDB: stores that id in a variable. With more than 100 seals, MariaDB would read the whole trail if the id
+/// came from a subquery.
 macro_rules! newest_seal {
     () => {
         "{mysql SELECT coalesce(max(last_id), 0) INTO @sealed FROM (
@@ -54,7 +54,7 @@ statements! {
     UNFINISHED_RUN = "SELECT id, owner, progress, started_at, updated_at, everybody, parameters, finished_at
         FROM sync_runs AS run
         WHERE kind = $1 AND parameters = $2 AND finished_at IS NULL
-            -- One that began anew and came to its end has done all that this one has left.
+            -- A later run that finished has done everything that this one left undone.
             AND NOT EXISTS (SELECT 1 FROM sync_runs AS later
                 WHERE later.kind = $1 AND later.parameters = $2 AND later.started_at > run.started_at
                     AND later.finished_at IS NOT NULL)
@@ -82,11 +82,11 @@ statements! {
 
     ORIGIN = "SELECT instance_id, previous, refused, refused_at, confirmed FROM clerk_instance WHERE one";
 
-    // Waits for another one who claims at the same time, and then yields to them.
+    // Waits for a concurrent claim, and then does nothing.
     CLAIM_INSTANCE = "INSERT INTO clerk_instance (one, instance_id, confirmed) VALUES (true, $1, false)
         ON CONFLICT (one) DO NOTHING";
 
-    // What it is compared with comes last: MySQL's assignments see what those before them have set.
+    // `instance_id` is assigned last, because MySQL's assignments see the results of earlier ones.
     CHANGE_INSTANCE = "INSERT INTO clerk_instance (one, instance_id) VALUES (true, $1)
         ON CONFLICT (one) DO UPDATE
         SET confirmed = true,
@@ -106,7 +106,7 @@ statements! {
                n.within_500ms, n.within_2s, n.within_10s
         FROM {batch $1 AS n: at time, event text, outcome text, reason text, latest time, count bigint, within_5ms bigint, within_25ms bigint, within_100ms bigint, within_500ms bigint, within_2s bigint, within_10s bigint}
         WHERE true
-        -- Every replica takes the rows in one order.
+        -- All replicas lock the rows in the same order.
         ORDER BY 1, 2, 3, 4
         ON CONFLICT (at, event, outcome, reason) DO UPDATE SET
             latest = {sqlite max}{postgres|mysql greatest}(activity.latest, excluded.latest),
@@ -150,7 +150,7 @@ statements! {
 
     TOP = "SELECT id FROM audit_log WHERE id > $1 ORDER BY id DESC LIMIT 1";
 
-    // The transactions that have written lines, or may be about to.
+    // The transactions that have written lines or may be about to.
     WRITERS = "{postgres SELECT virtualtransaction FROM pg_locks
         WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'audit_log'::regclass
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())}{sqlite SELECT '' WHERE false}{mysql
@@ -250,7 +250,7 @@ impl<D: SqlDatabase + ?Sized> Notes for D {
     }
 
     async fn claim_instance(&self, id: &str) -> Result<String> {
-        // Read first: nearly always there is nothing to write.
+        // Read first: usually there is nothing to write.
         if let Some(origin) = self.origin().await? {
             return Ok(origin.instance);
         }
@@ -298,7 +298,7 @@ impl<D: SqlDatabase + ?Sized> Notes for D {
 
     async fn outlook(&self, sinks: &[String], since: DateTime<Utc>) -> Result<Outlook> {
         let at_most = i64::try_from(Seal::LINES).unwrap_or(i64::MAX);
-        // A statement about no rows is not sent. No sink has this name.
+        // A statement with an empty batch is not sent, so use a name that no sink has.
         let nobody = [String::new()];
         let sinks = if sinks.is_empty() { &nobody } else { sinks };
         let values = values![batch(sinks).text(String::as_str), at_most, since];
@@ -326,7 +326,7 @@ impl<D: SqlDatabase + ?Sized> Notes for D {
         let mut lines = hashed(&session.rows(&LINES, values![after, top, limit]).await?)?;
         session.commit().await?;
         if !complete {
-            // Ids without a hole are all there, whoever may still be writing.
+            // Ids without a gap are complete, even if other transactions are still writing.
             let whole = (after + 1..).zip(&lines).take_while(|(id, line)| *id == line.id).count();
             lines.truncate(whole);
         }
@@ -372,7 +372,7 @@ impl<D: SqlDatabase + ?Sized> Notes for D {
 
     async fn count_old(&self, kind: Old, before: DateTime<Utc>) -> Result<u64> {
         let (statement, ..) = retention::statements(kind);
-        // Counting takes longer than a webhook may.
+        // Counting may take longer than a webhook is allowed to.
         only(&self.fetch(Purpose::Scan, statement, values![before]).await?)?.get(0)
     }
 
@@ -416,7 +416,7 @@ impl<D: SqlDatabase + ?Sized> Notes for D {
     }
 }
 
-/// Of the columns in the order of `UNFINISHED_RUN`.
+/// A run, from the columns in the order of `UNFINISHED_RUN`.
 fn run(row: &Row, kind: RunKind) -> Result<Run> {
     Ok(Run {
         id: row.get(0)?,
@@ -457,13 +457,13 @@ fn activity(row: &Row) -> Result<Activity> {
     })
 }
 
-/// Wait until all have ended who are writing lines now; false if that takes too long.
+/// Wait until the transactions that are writing lines now have ended; false if that takes too long.
 ///
-/// On PostgreSQL ids are handed out before the commit, so that a line can appear below others that are there already. A
-/// transaction that is about to write one holds the lock of an insertion on the table from before it gets its id until it
-/// ends, and everybody can see who does: when those have ended who held it after a line was seen, nothing can appear below
-/// that line any more. Nobody waits for us. It takes a sequence that hands its ids out one by one, as it does unless
-/// somebody has changed it. On SQLite one transaction writes at a time.
+/// PostgreSQL assigns ids before the commit, so a line can appear with a smaller id than lines that are already visible. A
+/// transaction that writes a line holds a ROW EXCLUSIVE lock on the table from before it gets the id until it ends, and
+/// `pg_locks` shows these locks. So after a line was seen, once the holders at that time have ended, no line with a smaller id
+/// can appear. Writers never wait for the sealer. This requires a sequence that assigns its ids one by one, which is the
+/// default. On SQLite only one transaction writes at a time.
 async fn wait_for_writers(session: &mut (impl SqlSession + ?Sized)) -> Result<bool> {
     let mut writing = writers(session).await?;
     let deadline = Instant::now() + PATIENCE;
@@ -482,7 +482,7 @@ async fn writers(session: &mut (impl SqlSession + ?Sized)) -> Result<Vec<String>
     session.rows(&WRITERS, values![]).await?.iter().map(|row| row.get(0)).collect()
 }
 
-/// What somebody else has written into a column counts as nothing, which fits no hash.
+/// A value that cannot be read, because another program wrote it, becomes the default, so that the hash does not match.
 fn seal(row: &Row) -> Result<Seal> {
     Ok(Seal {
         number: row.maybe(0)?.unwrap_or_default(),
@@ -497,7 +497,7 @@ fn seal(row: &Row) -> Result<Seal> {
     })
 }
 
-/// Each database's own bytes are hashed, so that nothing is overlooked that it would let somebody write into a column.
+/// Hashes the bytes as each database stores them, so that every value that a column accepts is covered.
 fn hashed(rows: &[Row]) -> Result<Vec<LineHash>> {
     let line = |row: &Row| match &row.cells {
         RowCells::Postgres(row) => postgres::seals::line(row),

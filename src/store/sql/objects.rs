@@ -1,4 +1,4 @@
-//! Rows of synced objects, by statements that are made from their declarations.
+//! Rows of synced objects. Their statements are built from the declarations.
 
 use std::{
     collections::HashMap,
@@ -13,18 +13,18 @@ use crate::{
     store::{self, Result},
 };
 
-/// The statements of one kind and one allow-list.
+/// The statements for one kind and one allow-list.
 pub(in crate::store) struct Statements {
     entity: &'static Entity,
     pub(in crate::store) load: Statement,
     insert: Statement,
     pub(in crate::store) update: Statement,
-    /// Finds whether a trigger of the application has changed whose rows these are, which were just written. PostgreSQL's
-    /// RETURNING says so itself; SQLite's says what was there before the trigger.
+    /// Checks whether a trigger of the application changed the `clerk_id` of rows that were just written. Only SQLite needs it,
+    /// because its RETURNING shows the values before the trigger; PostgreSQL's shows the final ones.
     pub(super) moved: Statement,
-    /// Live rows that have the same values in the columns of which no two may have the same.
+    /// Live rows with the same values in the unique columns.
     pub(super) rivals: Statement,
-    /// Ids of those whose erasure nobody has asked for, and which we wrote before a time or never.
+    /// Ids of objects whose erasure was never requested and that clerk-sync wrote before a given time or never.
     pub(in crate::store) standing: Statement,
     pub(in crate::store) count_standing: Statement,
     /// When a row was last written.
@@ -32,17 +32,19 @@ pub(in crate::store) struct Statements {
     pub(super) one: Statement,
     pub(super) these: Statement,
     pub(in crate::store) page: Statement,
-    /// The same, of those with this value in this column.
+    /// As `page`, for rows with this value in this column.
     pub(in crate::store) pages: Vec<(Field, Statement)>,
-    /// Records deliveries, and locks, reads and loads what they are about. Empty where a database takes one step after another.
+    /// Records deliveries, and locks, reads and loads the objects that they are about. Empty if the database runs these steps
+    /// separately.
     pub(super) open: Statement,
-    /// Writes registers, rows and lines of audit. Empty where `open` is.
+    /// Writes registers, rows and audit lines. Empty where `open` is.
     pub(super) close: Statement,
     loaded: Vec<Field>,
     written: Vec<Field>,
 }
 
-/// Those that were made. An allow-list is for the life of a process, less now and then a field that spoils an update.
+/// The statements built so far. A process has one allow-list, from which a field that makes an update fail is sometimes left
+/// out.
 static MADE: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
 
 type Made = HashMap<(&'static str, FieldSet), Arc<Statements>>;
@@ -78,7 +80,7 @@ impl Statements {
         };
         let by_email = entity.fields().filter(|field| field.anonymized == Anonymized::Address);
         let by_email = by_email.map(|field| {
-            // Not in the order of the primary key: its index would be walked through in search of the address.
+            // Avoid the order of the primary key: the planner would scan its index for the address.
             let condition = format!(
                 "{{postgres|sqlite lower(u.{0})}}{{mysql u.live_{0}}} = lower($3) AND {{sqlite +}}u.id > $1",
                 field.name()
@@ -86,8 +88,8 @@ impl Statements {
             (field, page("", &condition, "{postgres u.id + 0}{sqlite +u.id}{mysql u.id}"))
         });
         let by_parent = entity.parents().map(|(field, _)| {
-            // Only the index of the parents has this order: PostgreSQL would walk through the primary key in search of a parent
-            // that has many, and behind its last child to the end of the table.
+            // Only the index on the parent has this order. With the order of the primary key, PostgreSQL would scan its index
+            // for a parent with many children, and continue after the last child to the end of the table.
             let condition =
                 "{postgres (u.F, u.id) > ($3, $1) AND u.F <= $3}{sqlite|mysql u.F = $3 AND u.id > $1}";
             let of_field = |text: &str| text.replace("u.F", &format!("u.{}", field.name()));
@@ -101,13 +103,13 @@ impl Statements {
                  SELECT n.clerk_id, {given}n.created_at, n.updated_at, n.synced_at FROM {rows}
                  WHERE true
                  {{postgres|sqlite ON CONFLICT (clerk_id) DO NOTHING}}
-                 -- A trigger may have changed whose row it is.
+                 -- A trigger may have changed the id of the row.
                  {{returning clerk_id}}{{mysql ;
                  {found}}}"
         );
         let update = format!(
                 "UPDATE {table} AS u
-                 -- Not every event tells when it was created.
+                 -- Some events do not contain the time of creation.
                  SET {set}{{mysql u.}}created_at = coalesce(n.created_at, u.created_at), {{mysql u.}}updated_at = n.updated_at,
                      {{mysql u.}}synced_at = n.synced_at
                  {{from {rows}}}
@@ -130,7 +132,7 @@ impl Statements {
             rivals: Statement::made(rivals_of(entity)),
             standing: Statement::made(format!(
                 "SELECT u.clerk_id FROM {table} AS u
-                 -- Rows that somebody else has inserted have no time of ours.
+                 -- Rows that another program inserted have no such time.
                  WHERE u.clerk_id > $1 AND coalesce(u.synced_at < $2, true) AND {is_standing}
                  ORDER BY u.clerk_id
                  LIMIT $3"
@@ -152,7 +154,7 @@ impl Statements {
         }
     }
 
-    /// All of them, by name.
+    /// All statements, by name.
     #[cfg(test)]
     pub(super) fn named(&self) -> Vec<(String, &Statement)> {
         let named = [
@@ -174,7 +176,7 @@ impl Statements {
         named.into_iter().map(|(name, statement)| (name.to_owned(), statement)).chain(pages).collect()
     }
 
-    /// The statement that writes rows in this way.
+    /// The statement that inserts or updates rows.
     pub(super) fn that(&self, how: Write) -> &Statement {
         match how {
             Write::Insert => &self.insert,
@@ -182,12 +184,12 @@ impl Statements {
         }
     }
 
-    /// An object, of the columns in the order of `load`.
+    /// An object, from the columns in the order of `load`.
     pub(super) fn object(&self, row: &Row) -> Result<Object> {
         self.object_from(row, 0)
     }
 
-    /// The same, of the columns from this one on.
+    /// An object, from the columns that begin at this one.
     pub(super) fn object_from(&self, row: &Row, first: usize) -> Result<Object> {
         let mut profile = Profile::default();
         for (field, column) in self.loaded.iter().zip(first + 1..) {
@@ -201,7 +203,7 @@ impl Statements {
             profile.set(*field, cell.unwrap_or_default());
         }
         let times = first + self.loaded.len() + 1;
-        // Any mark of deletion counts, readable or not.
+        // Any value counts as a mark of deletion, even an unreadable one.
         let is_marked = !row.is_null(times + 3)?;
         Ok(Object {
             clerk_id: row.id_of(self.entity, first)?,
@@ -213,14 +215,14 @@ impl Statements {
         })
     }
 
-    /// An object with what others see of it, of the columns in the order of `page`.
+    /// An object with the columns for readers, in the order of `page`.
     pub(super) fn seen(&self, row: &Row) -> Result<store::Row> {
         let behind = self.loaded.len() + 5;
         let object = self.object(row)?;
         Ok(store::Row { object, id: row.get(behind)?, preferences: row.maybe(behind + 1)? })
     }
 
-    /// What one of the statements that write is given.
+    /// The batch for a statement that writes rows.
     pub(super) fn rows<'a>(&self, objects: &'a [Object]) -> Value<'a> {
         let mut rows = batch(objects).text(|object| object.clerk_id.as_str());
         for field in self.written.iter().copied() {
@@ -239,7 +241,7 @@ impl Statements {
     }
 }
 
-/// The columns of a row `u` that are loaded.
+/// The columns of row `u` that are loaded.
 fn read_of(loaded: &[Field]) -> String {
     let columns = loaded.iter().map(|field| {
         let cast = if field.holds == Holds::Json { "{postgres ::text}" } else { "" };
@@ -249,7 +251,7 @@ fn read_of(loaded: &[Field]) -> String {
     format!("u.clerk_id, {columns}u.created_at, u.updated_at, u.synced_at, u.deleted_at")
 }
 
-/// What stands in the statements that write these columns: their names, their values, how they are set, and their types.
+/// The parts of statements that write these columns: names, values, assignments and types.
 fn written_of(written: &[Field]) -> [String; 4] {
     let [mut names, mut given, mut set, mut types] = [const { String::new() }; 4];
     for field in written {
@@ -269,9 +271,9 @@ fn written_of(written: &[Field]) -> [String; 4] {
     [names, given, set, types]
 }
 
-/// Records deliveries, and then locks the registers of objects of one kind and loads the rows of those with news. The rows
-/// are locked as an update locks them: without the lock, this would not see what another transaction wrote while it waited for the
-/// register.
+/// Records deliveries, then locks the registers of objects of one kind and loads the rows of those with a newer version. The
+/// rows get the lock of an update. Without it, the statement would not see what another transaction wrote while this one waited
+/// for the register.
 fn opening_of(entity: &Entity, read: &str) -> String {
     let nothing = vec!["NULL"; read.split(", ").count()].join(", ");
     format!(
@@ -295,7 +297,7 @@ fn opening_of(entity: &Entity, read: &str) -> String {
     )
 }
 
-/// Writes registers, new rows, changed rows, lines of audit with their actors and outcomes.
+/// Writes registers, new rows, changed rows, audit lines with their actors, and outcomes.
 fn closing_of(insert: &str, update: &str) -> String {
     let given = |text: &str, number: u8| text.replace("{batch $1", &format!("{{batch ${number}"));
     format!(
@@ -305,7 +307,7 @@ fn closing_of(insert: &str, update: &str) -> String {
         lines (id, svix_id, clerk_id) AS ({audit}),
         actors AS (
             INSERT INTO audit_actors (audit_id, ip, user_agent)
-            -- Lines are numbered in the order in which they are given. To join them to their actors grows with the square of the batch.
+            -- Ids increase in the order of the lines. Joining lines to their actors would take time that grows with the square of the batch.
             SELECT a.id, a.ip, a.user_agent
             FROM unnest(ARRAY(SELECT id FROM lines ORDER BY id), $5::text[], $6::text[]) AS a (id, ip, user_agent)
             WHERE a.ip IS NOT NULL OR a.user_agent IS NOT NULL
@@ -314,7 +316,7 @@ fn closing_of(insert: &str, update: &str) -> String {
             UPDATE processed_webhooks AS p SET outcome = n.outcome {{from {{batch $7 AS n: svix_id text, outcome text}}}}
             WHERE p.svix_id = n.svix_id
         )
-        -- Fails if anything else was written than what was to be.
+        -- Fails unless exactly the expected rows were written.
         SELECT 1 / CAST(
             (SELECT count(*) = cardinality($1) AND count(*) FILTER (WHERE new) = $8 FROM advanced)
             AND (SELECT count(*) = cardinality($2) AND bool_and(clerk_id = ANY ($2)) IS NOT FALSE FROM inserted)
@@ -328,16 +330,16 @@ fn closing_of(insert: &str, update: &str) -> String {
     )
 }
 
-/// Words of SQL that are names of columns here.
+/// Column names that are reserved words of SQL.
 const RESERVED: [&str; 2] = ["interval", "key"];
 
-/// The name of a column, as statements have it.
+/// The name of a column as SQL needs it.
 pub(in crate::store) fn column(field: Field) -> String {
     let name = field.name();
     if RESERVED.contains(&name) { format!("\"{name}\"") } else { name.to_owned() }
 }
 
-/// What a field of row `u` holds once it is anonymised.
+/// The value of a field of row `u` after anonymisation.
 pub(in crate::store) fn anonymous(field: Field) -> String {
     match field.anonymized {
         Anonymized::Kept => format!("u.{}", column(field)),
@@ -347,13 +349,13 @@ pub(in crate::store) fn anonymous(field: Field) -> String {
     }
 }
 
-/// What anonymises row `u`, as far as its fields go: the items of `SET`.
+/// The items of `SET` that anonymise the fields of row `u`.
 pub(in crate::store) fn anonymizing(entity: &'static Entity) -> impl Iterator<Item = String> {
     let changed = entity.fields().filter(|field| field.anonymized != Anonymized::Kept);
     changed.map(|field| format!("{} = {}", column(field), anonymous(field)))
 }
 
-/// Those of each kind, of what is sorted by kind.
+/// Groups items by kind. They must be sorted by kind.
 pub(in crate::store) fn by_kind<T>(
     items: &[T],
     entity: fn(&T) -> &'static Entity,
@@ -361,7 +363,7 @@ pub(in crate::store) fn by_kind<T>(
     items.chunk_by(move |one, other| entity(one) == entity(other)).map(move |part| (entity(&part[0]), part))
 }
 
-/// Whether nobody has asked for the erasure of an object.
+/// The condition that an object's erasure was never requested.
 fn is_standing(entity: &Entity) -> String {
     format!(
         "NOT EXISTS (
@@ -372,8 +374,8 @@ fn is_standing(entity: &Entity) -> String {
     )
 }
 
-/// On MySQL and MariaDB: the rows that a statement has just written, with no id where a trigger has changed it. Triggers are looked
-/// for only where a row is missing, because that reads files.
+/// For MySQL and MariaDB: the rows that a statement has just written, with an empty id where a trigger has changed it. It looks
+/// for triggers only if a row is missing, because that reads files.
 fn found_of(table: &str) -> String {
     format!(
         "SELECT w.clerk_id FROM (
@@ -398,7 +400,7 @@ fn moved_of(table: &str) -> String {
     )
 }
 
-/// Finds the live rows that hold the values of which only one live row may have each.
+/// Finds the live rows that hold these values in the unique columns.
 fn rivals_of(entity: &Entity) -> String {
     if entity.unique.is_empty() {
         return String::new();
@@ -415,21 +417,21 @@ fn rivals_of(entity: &Entity) -> String {
     )
 }
 
-/// How rows are written.
+/// The way in which rows are written.
 #[derive(Clone, Copy)]
 pub(super) enum Write {
     Insert,
     Update,
 }
 
-/// How children are found by their parents, and marked.
+/// The statements that find objects by their parents and mark them as deleted.
 pub(super) struct Children {
     pub(super) find: Statement,
     /// By the kind of the parents.
     pub(super) mark: Vec<(&'static Entity, &'static str, Statement)>,
 }
 
-/// Those that were made, by the kinds of the database, of which a process has one list.
+/// The statements built so far, by the kinds of the database. A process has one such list.
 static CHILDREN: LazyLock<Mutex<HashMap<Vec<&'static str>, Arc<Children>>>> = LazyLock::new(Mutex::default);
 
 impl Children {
@@ -445,7 +447,7 @@ impl Children {
                 |child: &'static Entity| child.parents().map(move |(field, parent)| (child, field, parent));
             kinds.iter().copied().flat_map(parents)
         };
-        // One search for each row: PostgreSQL joins what stands in `NOT EXISTS`, and reads all registers of the kind for it.
+        // One search for each row: PostgreSQL would join the subquery of a `NOT EXISTS` and read all registers of the kind.
         let is_not_deleted = |kind: &str| {
             format!(
                 "NOT coalesce((
@@ -465,7 +467,7 @@ impl Children {
                 is_not_deleted = is_not_deleted(child.kind),
             )
         });
-        // Who is erased takes along what stands under their address, whether they ever were who it was meant for.
+        // Erasing a user also removes objects with that user's address, even if they were meant for another person.
         let addressed = kinds
             .iter()
             .filter(|_| kinds.contains(&&USER))

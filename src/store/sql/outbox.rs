@@ -1,9 +1,9 @@
-//! The outbox, and what is known of sinks: which are paused, where they are, where they were when they were told of a user, and
-//! how they find that user again.
+//! The outbox, and what is recorded about sinks: which are paused, their addresses, their addresses when they were notified
+//! about a user, and how they find that user again.
 //!
-//! Of the pending messages of one user and sink only the oldest has a time at which it is due. So what is due is found
-//! by one search, however many wait behind it, and nothing overtakes. Whoever adds a message or takes one away holds the
-//! user's register, or two of them would each believe that the other lets the next one go.
+//! Among the pending messages of one user and sink, only the oldest has a due time. So one search finds what is due, however
+//! many messages wait behind it, and no message overtakes another. Every transaction that adds or removes a message holds the
+//! lock on the user's register. Otherwise two of them could each rely on the other to make the next message due.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -28,7 +28,7 @@ macro_rules! columns {
     };
 }
 
-/// A page of those that are looked for.
+/// The condition and order of a page of messages.
 macro_rules! page {
     () => {
         "o.id > $1 AND ($2 IS NULL OR o.sink = $2) AND ($3 IS NULL OR o.state = $3) ORDER BY o.id LIMIT $4"
@@ -44,7 +44,7 @@ statements! {
         )}
         INSERT INTO outbox (message_id, sink, kind, clerk_id, type, payload, state, next_attempt_at, created_at, trace_context)
         SELECT n.message_id, n.sink, n.kind, n.clerk_id, n.type, n.payload, 'pending',
-               -- One search a message; the limit keeps the planner from reading all that waits instead.
+               -- One search per message. The limit keeps the planner from reading all waiting messages instead.
                CASE WHEN n.first AND (
                    SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
                ) IS NULL THEN n.created_at END,
@@ -52,7 +52,7 @@ statements! {
         FROM {postgres n}{sqlite|mysql {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}
         {in_order}";
 
-    // PostgreSQL writes them in the same round trip.
+    // PostgreSQL writes them in the same round trip as the messages.
     TELL_WHOM = "{sqlite|mysql INSERT INTO outbox_recipients (clerk_id, sink, addresses)
         SELECT n.clerk_id, n.sink, '' FROM {batch $1 AS n: clerk_id text, sink text}
         WHERE true
@@ -63,14 +63,14 @@ statements! {
           AND NOT (o.state = 'pending' AND o.lease IS NOT NULL AND o.next_attempt_at > $2)};
         }DELETE FROM outbox
         WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type NOT LIKE '%.deleted'
-          -- On its way, and still in time.
+          -- It is being delivered, and its lease is still valid.
           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)
         {returning sink, kind, clerk_id}";
 
     EMPTY = "UPDATE outbox SET payload = NULL
         WHERE clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND type NOT LIKE '%.deleted'";
 
-    // Which sinks were ever told of these users, and wait for no deletion yet.
+    // The sinks that were ever notified about these users and for which no deletion is waiting yet.
     TO_BE_TOLD = "SELECT r.clerk_id, r.sink FROM outbox_recipients AS r
         WHERE r.clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND (
             SELECT id FROM outbox
@@ -103,7 +103,7 @@ statements! {
               AND NOT EXISTS (SELECT 1 FROM outbox_paused WHERE sink = $1)
             ORDER BY next_attempt_at, id
             LIMIT $5
-            -- Another replica takes others.
+            -- Another replica claims other messages.
             {postgres FOR UPDATE SKIP LOCKED}
         }
         RETURNING id, message_id, kind, clerk_id, type, payload, attempts, created_at, trace_context,
@@ -126,13 +126,13 @@ statements! {
             finished_at = CASE WHEN n.state <> 'pending' THEN $2 END,
             payload = CASE WHEN n.state <> 'delivered' THEN payload END
         FROM n
-        -- A lease stands only on what is pending.
+        -- Only a pending message has a lease.
         WHERE id = n.message AND lease = n.token AND id {in SELECT message FROM n}
         RETURNING id, payload IS NULL}";
 
     REMOVE = "DELETE FROM outbox WHERE id {in SELECT n.id FROM {batch $1 AS n: id bigint}}";
 
-    // Of each sink and user the oldest message that waits, unless it may go already.
+    // The oldest waiting message of each sink and user, unless it already has a due time.
     PROMOTE = "UPDATE outbox SET next_attempt_at = $2
         WHERE next_attempt_at IS NULL AND id {in
             SELECT (
@@ -154,7 +154,7 @@ statements! {
           AND r.clerk_id {in SELECT clerk_id FROM n}}";
 
     DEPTH = "SELECT sink, CAST(sum(pending) AS bigint), CAST(sum(dead) AS bigint), min(oldest) FROM (
-            -- Each half is answered by an index alone.
+            -- Each half reads only an index.
             SELECT sink, count(*) AS pending, 0 AS dead, min(created_at) AS oldest
             FROM outbox{mysql  FORCE INDEX (outbox_state)} WHERE state = 'pending' GROUP BY sink
             UNION ALL
@@ -164,7 +164,7 @@ statements! {
 
     MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o WHERE ", page!());
 
-    // The dead are few among many, and an index of their own finds them only where they are asked for by name.
+    // Dead messages are few. The database uses their own index only if the statement names the state.
     DEAD_MESSAGES = concat!("SELECT ", columns!(), " FROM outbox AS o{mysql  FORCE INDEX (outbox_state)} WHERE o.state = 'dead' AND ", page!());
 
     THESE_MESSAGES = concat!(
@@ -186,7 +186,7 @@ statements! {
         SET state = 'pending', attempts = 0, lease = NULL, finished_at = NULL, next_attempt_at = NULL
         WHERE state = 'dead' AND payload IS NOT NULL AND id {in
           SELECT o.id FROM {batch $1 AS n: id bigint} {lookup outbox AS o WHERE o.id = n.id}
-          -- The next one that is not given up decides: nothing behind it has been handed out.
+          -- The next message that was not given up decides, because no message behind it was ever claimed.
           WHERE NOT coalesce((
               SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > $2)
               FROM outbox AS later
@@ -202,7 +202,7 @@ statements! {
           AND type NOT LIKE '%.deleted' AND state IN ('pending', 'dead')
           AND NOT (state = 'pending' AND lease IS NOT NULL AND next_attempt_at > $2)";
 
-    // What was the oldest waits again if an older one is pending now.
+    // The former oldest message waits again if an older one is pending now.
     DEMOTE = "UPDATE outbox SET next_attempt_at = NULL, lease = NULL
         WHERE next_attempt_at IS NOT NULL AND id {in
             SELECT m.id FROM {batch $1 AS n: id bigint} {lookup outbox AS m WHERE m.id = n.id}
@@ -223,7 +223,7 @@ statements! {
 
     ADDRESS = "SELECT address FROM outbox_sinks WHERE sink = $1{postgres|mysql  FOR UPDATE}";
 
-    // What the first version kept is of where the sink was then.
+    // References without an address come from the first version, and belong to the sink's address at that time.
     ADDRESS_REFERENCES = "UPDATE outbox_recipients SET reference = $2 || '/' || reference
         WHERE sink = $1 AND addresses IS NULL AND reference NOT LIKE '%/%'";
 
@@ -251,7 +251,7 @@ statements! {
 
     REFERENCE = "SELECT reference FROM outbox_recipients WHERE clerk_id = $1 AND sink = $2";
 
-    // Never inserted: whoever is no recipient any more has been erased there.
+    // Never an insert: a user who is no longer a recipient was erased at the sink.
     KEEP_REFERENCE = "UPDATE outbox_recipients SET reference = $3 WHERE clerk_id = $1 AND sink = $2";
 
     FORGET = "{mysql DELETE r FROM {batch $1 AS n: sink text, clerk_id text}
@@ -296,7 +296,8 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
                 }
             }
             keep_addresses(&mut *session, sink, &new).await?;
-            // Their users were erased while somebody who is dead delivered them. The deletions that wait behind them may go.
+            // Their users were erased while a worker that died was delivering them. The deletions that wait behind them become
+            // due.
             session.execute(&REMOVE, values![batch(&emptied).int(|id: &i64| *id)]).await?;
             session.execute(&PROMOTE, values![pairs(&freed), lease.now]).await?;
             session.commit().await?;
@@ -308,10 +309,10 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
     }
 
     async fn finish_messages(&self, finished: &[Finished<'_>], now: DateTime<Utc>) -> Result<u64> {
-        // Should it be lost, the messages are delivered once more when their leases end. A claim must not be: an erasure has
-        // to know what is on its way.
+        // If this commit is lost, the messages are delivered again after their leases expire. A claim must not be lost, because
+        // an erasure has to know which messages are being delivered.
         let mut session = self.session(Purpose::WriteUnhurried).await?;
-        // Nobody else adds to their messages meanwhile, or takes any away.
+        // With the registers locked, no other transaction adds or removes messages of these users.
         let users: BTreeSet<&ClerkId> = finished.iter().map(|finished| &finished.message.clerk_id).collect();
         session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
         let rows = batch(finished)
@@ -321,7 +322,7 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
             .int(|finished| finished.attempts.min(i32::MAX.unsigned_abs()).into())
             .time(|finished| finished.next_attempt_at)
             .text(|finished| finished.error);
-        // Those whose ends were still ours to say, and whether nothing is left of what they said.
+        // The messages whose lease was still valid, and whether their payload is gone.
         let rows = session.rows(&FINISH, values![rows, now]).await?;
         let written: HashMap<i64, bool> =
             rows.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect::<Result<_>>()?;
@@ -343,7 +344,7 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
             .text(|finished| finished.message.sink.as_str())
             .text(|finished| finished.error);
         session.execute(&CONFIRM, values![rows, now]).await?;
-        // These sinks know nothing of these users any more.
+        // These sinks hold no data about these users any more.
         let completed = ours().filter(|finished| finished.receipt == Some(ReceiptStep::Completed));
         session.execute(&FORGET, values![pairs(&completed.map(recipient).collect::<Vec<_>>())]).await?;
         session.commit().await?;
@@ -395,7 +396,7 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
         let recipients = recipients(&session.rows(&RECIPIENTS, values![ids()]).await?)?;
         let users: BTreeSet<&ClerkId> = recipients.iter().map(|(_, user)| user).collect();
         session.registers(&users.into_iter().cloned().collect::<Vec<_>>()).await?;
-        // Nobody claims them meanwhile.
+        // The lock stops workers from claiming them meanwhile.
         let oldest = session.rows(&LOCK_OLDEST, values![pairs(&recipients)]).await?;
         let oldest: Vec<i64> = oldest.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
         let tended = session.execute(statement, values![ids(), now]).await?;
@@ -423,7 +424,7 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
     }
 
     async fn point_sink(&self, sink: &str, address: &str, moved: bool, now: DateTime<Utc>) -> Result<()> {
-        // Nearly always it is where it was.
+        // The address is almost always unchanged.
         let mut session = self.session(Purpose::WriteMany).await?;
         let rows = session.rows(&ADDRESS, values![sink]).await?;
         let before: Option<String> = rows.first().map(|row| row.get(0)).transpose()?;
@@ -521,18 +522,18 @@ pub(super) async fn recall(
     rows.iter().map(recipient).collect()
 }
 
-/// As `n: sink text, clerk_id text`.
+/// The batch `n: sink text, clerk_id text`.
 fn pairs(recipients: &[(String, ClerkId)]) -> Value<'_> {
     Value::from(batch(recipients).text(|(sink, _)| sink.as_str()).text(|(_, id)| id.as_str()))
 }
 
-/// Each once, of the columns `sink`, `kind` and `clerk_id`.
+/// Each recipient once, from the columns `sink`, `kind` and `clerk_id`.
 fn recipients(rows: &[Row]) -> Result<Vec<(String, ClerkId)>> {
     let each = rows.iter().map(|row| Ok((row.get(0)?, row.id(1)?))).collect::<Result<BTreeSet<_>>>()?;
     Ok(each.into_iter().collect())
 }
 
-/// Write down where a sink was told of users.
+/// Store the addresses at which a sink was notified about users.
 async fn keep_addresses(
     session: &mut (impl SqlSession + ?Sized),
     sink: &str,
@@ -543,7 +544,7 @@ async fn keep_addresses(
     Ok(())
 }
 
-/// Of the columns in the order of `CLAIM`; `None` if nothing is left of what it says.
+/// A message, from the columns in the order of `CLAIM`; `None` if its payload is gone.
 fn claimed(row: &Row, sink: &str, lease: &Lease) -> Result<Option<Claimed>> {
     let Some(payload) = row.maybe(5)? else { return Ok(None) };
     Ok(Some(Claimed {

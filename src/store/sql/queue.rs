@@ -1,8 +1,8 @@
-//! What a transaction does with deliveries: `webhook_queue` and `processed_webhooks`.
+//! Operations of a transaction on deliveries: `webhook_queue` and `processed_webhooks`.
 //!
-//! Who works on a delivery holds the lock on its row until the transaction ends, and everybody else steps over locked rows:
-//! nobody waits, nobody works twice, and what a dead process held is free as soon as the server notices that its connection
-//! is gone.
+//! A worker holds the lock on a delivery's row until its transaction ends, and others skip locked rows. So no worker waits, and
+//! no delivery is processed twice at once. The rows of a dead process are free as soon as the server notices that its
+//! connection is closed.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,7 +20,7 @@ use crate::{
     telemetry::TraceContext,
 };
 
-/// The rows of deliveries, as [`rows_of`] gives them.
+/// The rows of deliveries, as [`rows_of`] builds them.
 macro_rules! given {
     () => {
         "WITH n AS (
@@ -29,7 +29,7 @@ macro_rules! given {
     };
 }
 
-/// Write deliveries, and something beside that.
+/// Write deliveries, together with another change.
 macro_rules! keep {
     ($beside:literal, $conflict:literal) => {
         concat!(
@@ -47,13 +47,13 @@ macro_rules! keep {
     };
 }
 
-/// The records of deliveries, as [`records_of`] gives them.
+/// The records of deliveries, as [`records_of`] builds them.
 macro_rules! given_records {
     () => {
         "n AS (
             SELECT * FROM {batch $1 AS n: svix_id text, event_type text, outcome text, kind text, clerk_id text, event_at time, processed_at time}
         ){postgres , unparked AS (
-            -- Who works on it may be waiting for us, and removes it.
+            -- A worker that has claimed the row may be waiting for this transaction, and removes the row itself.
             DELETE FROM webhook_queue WHERE svix_id {in SELECT q.svix_id FROM n {claim webhook_queue AS q WHERE q.svix_id = n.svix_id}}
         )}"
     };
@@ -71,12 +71,12 @@ macro_rules! insert_records {
     };
 }
 
-/// Where a statement records deliveries and does more: how it begins. The second value is free.
+/// The beginning of a statement that records deliveries and does more. The second value is free.
 pub(super) const RECORDED_WITH: &str =
     concat!("WITH ", given_records!(), ", recorded AS (\n        ", insert_records!(), ")");
 
 statements! {
-    // The first is taken however large it is. Others take other rows.
+    // The first delivery is taken whatever its size. Other workers take other rows.
     CLAIM = "SELECT q.svix_id, q.event_type, q.kind, q.clerk_id, q.payload, q.attempts, q.next_attempt_at, q.received_at,
                q.last_error, q.trace_context, q.dead_at
         FROM (
@@ -96,7 +96,7 @@ statements! {
                q.last_error, q.trace_context, q.dead_at
         FROM {batch $1 AS n: id text} {claim webhook_queue AS q WHERE q.svix_id = n.id AND q.state = 'pending' AND q.next_attempt_at <= $2}";
 
-    // It does nothing about a conflict, for to update it would wait for whoever works on the delivery.
+    // A conflict is ignored, because an update would wait for the worker that has claimed the delivery.
     ENQUEUE = keep!("", "(SELECT p.svix_id FROM processed_webhooks AS p WHERE p.svix_id = n.svix_id) IS NULL
         {mysql AND NOT EXISTS (SELECT 1 FROM webhook_queue AS w WHERE w.svix_id = n.svix_id)}
         ON CONFLICT (svix_id) DO NOTHING
@@ -130,7 +130,7 @@ statements! {
 
     UNRECORD = "{sqlite|mysql DELETE FROM processed_webhooks WHERE svix_id {in SELECT n.id FROM {batch $1 AS n: id text}}}";
 
-    // It was received when it first came.
+    // `received_at` keeps the time of the first arrival.
     PARK = keep!("{postgres , unrecorded AS (
             DELETE FROM processed_webhooks WHERE svix_id {in SELECT svix_id FROM n}
         )}", "true
@@ -140,9 +140,9 @@ statements! {
             last_error = excluded.last_error, dead_at = excluded.dead_at,
             trace_context = coalesce(excluded.trace_context, {postgres|sqlite q}{mysql webhook_queue}.trace_context)");
 
-    // Both sides are bytes: a body need not be text. The second pattern is a backslash and a u.
+    // Both sides are bytes, because a body need not be text. The second pattern is a backslash and a `u`.
     UNATTRIBUTED = "SELECT q.svix_id, q.payload FROM webhook_queue AS q
-        -- What is dead may be about somebody with whom its object goes. What is not is found to be stale when it is tried again.
+        -- A dead delivery may be about an object that is removed with this user. A pending one is found to be stale at its next attempt.
         WHERE (q.clerk_id IS NULL OR q.state = 'dead' AND q.kind <> 'user')
           AND {mysql (locate(unhex('00'), q.payload) > 0 OR locate(unhex('5c75'), q.payload) > 0
                OR EXISTS (SELECT 1 FROM {batch $1 AS n: id text} WHERE locate(CAST(n.id AS binary), q.payload) > 0))}{postgres (position('\\x00'::bytea IN q.payload) > 0
@@ -164,12 +164,12 @@ statements! {
             UNION ALL SELECT n.id FROM {batch $2 AS n: id text}}}";
 
     FORGET = "{postgres WITH pending AS (
-            -- Who works on it waits for our lock on the user's register, and will find them deleted.
+            -- A worker that has claimed one waits for the lock on the user's register, and then finds the user deleted.
             DELETE FROM webhook_queue
             WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {claim webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind AND q.state = 'pending'}}
         ),
         dead AS (
-            -- Nobody works on these, so whoever holds one is waited for.
+            -- No worker claims dead deliveries, so this waits for any lock on them.
             DELETE FROM webhook_queue
             WHERE svix_id {in SELECT q.svix_id FROM {batch $1 AS n: kind text, clerk_id text} {lookup webhook_queue AS q WHERE q.clerk_id = n.clerk_id AND q.kind = n.kind AND q.state = 'dead'}} AND state = 'dead'
         ),
@@ -211,7 +211,7 @@ impl<S: SqlSession + ?Sized> Inbox for S {
         let ids = batch(&others).text(|other| other.svix_id.as_str());
         let recorded = ids_of(&self.rows(&RECORDED, values![ids]).await?)?;
         others.retain(|other| !recorded.contains(&other.svix_id));
-        // All of a batch are due at the same time.
+        // All deliveries of a batch are due at the same time.
         if let Some(now) = others.first().and_then(|other| other.next_attempt_at) {
             let ids = batch(&others).text(|other| other.svix_id.as_str());
             self.execute(&REVIVE, values![ids, now, false]).await?;
@@ -238,13 +238,13 @@ impl<S: SqlSession + ?Sized> Inbox for S {
     async fn record(&mut self, records: &[Record<'_>]) -> Result<HashSet<SvixId>> {
         let rows = values![records_of(records)];
         let fresh = ids_of(&self.rows(&RECORD, rows).await?)?;
-        // A body says more of somebody than what is kept of them.
+        // A body may hold more personal data than the synced columns.
         remove(self, &UNPARK, rows).await?;
         Ok(fresh)
     }
 
     async fn settle(&mut self, outcomes: &[(SvixId, Outcome)]) -> Result<()> {
-        // Hardly ever there is more than one.
+        // There is rarely more than one outcome.
         let mut ids: BTreeMap<&str, Vec<&SvixId>> = BTreeMap::new();
         for (id, outcome) in outcomes {
             ids.entry(outcome.name()).or_default().push(id);
@@ -313,7 +313,7 @@ fn rows_of(parked: &[Parked]) -> Value<'_> {
         .into()
 }
 
-/// Of the columns in the order of `CLAIM`.
+/// A delivery, from the columns in the order of `CLAIM`.
 pub(super) fn parked(row: &Row) -> Result<Parked> {
     Ok(Parked {
         svix_id: row.get(0)?,
@@ -333,7 +333,7 @@ fn ids_of(rows: &[Row]) -> Result<HashSet<SvixId>> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// What a statement is given that records deliveries.
+/// The batch for a statement that records deliveries.
 pub(super) fn records_of<'a>(records: &'a [Record<'_>]) -> Columns<'a, Record<'a>> {
     batch(records)
         .text(|record| record.svix_id.as_str())

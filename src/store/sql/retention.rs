@@ -1,4 +1,4 @@
-//! What goes after its time, and columns that are no longer kept.
+//! The removal of expired rows, and of columns that are no longer kept.
 
 use super::{Statement, objects, statements};
 use crate::{
@@ -46,7 +46,7 @@ statements! {
     PRUNE_ACTIVITY = prune!("activity", "at < $1 ORDER BY at");
 }
 
-/// How rows of a kind are counted and forgotten, and whether they say anything of a person.
+/// The statements that count and delete rows of a kind, and whether the rows hold personal data.
 pub(super) fn statements(kind: Old) -> (&'static Statement, &'static Statement, bool) {
     match kind {
         Old::Processed => (&COUNT_PROCESSED, &PRUNE_PROCESSED, false),
@@ -57,8 +57,8 @@ pub(super) fn statements(kind: Old) -> (&'static Statement, &'static Statement, 
     }
 }
 
-/// The statements that count what these columns hold in the next rows, and clear it. Of an anonymised row everything is
-/// cleared already that tells who it was.
+/// The statements that count the values of these columns in the next rows, and clear them. Anonymised rows are skipped, because
+/// everything that identifies a person is already cleared there.
 pub(super) fn minimizing(entity: &'static Entity, gone: &[&str]) -> [Statement; 2] {
     let table = entity.table;
     let each = |of: fn(&str) -> String, between: &str| {
@@ -80,7 +80,7 @@ pub(super) fn minimizing(entity: &'static Entity, gone: &[&str]) -> [Statement; 
             "SELECT max(id), count(CASE WHEN left_over THEN 1 END){counts}
              FROM (SELECT *, {left_over} AS left_over FROM {table} AS u WHERE id > $1 ORDER BY id LIMIT $2) AS page"
         )),
-        // Looked at again: somebody may have been anonymised since.
+        // Checked again, because a user may have been anonymised meanwhile.
         Statement::made(format!("UPDATE {table} AS u SET {cleared} WHERE id > $1 AND id <= $2 AND {left_over}")),
     ]
 }

@@ -1,4 +1,4 @@
-//! What statements give.
+//! Rows that statements return.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sqlx::{
@@ -10,14 +10,14 @@ use crate::{
     store::{ErrorKind, Result, StoreError, mysql, postgres, sqlite},
 };
 
-/// A row of any database. Columns are read by their places.
+/// A row of any database. Columns are read by position.
 pub struct Row {
     pub(in crate::store) cells: RowCells,
-    /// The kinds of objects that it can be about.
+    /// The kinds of objects that the row can be about.
     kinds: Kinds,
 }
 
-/// What a row holds, as its database gives it.
+/// The row in its database's own type.
 pub(in crate::store) enum RowCells {
     Postgres(PgRow),
     Sqlite(SqliteRow),
@@ -25,17 +25,17 @@ pub(in crate::store) enum RowCells {
 }
 
 impl Row {
-    /// Rows as a database gives them.
+    /// Wrap the rows of a database.
     pub(in crate::store) fn all<R>(rows: Vec<R>, cells: fn(R) -> RowCells, kinds: Kinds) -> Vec<Self> {
         rows.into_iter().map(|row| Self { cells: cells(row), kinds }).collect()
     }
 
-    /// The id in the column behind this one, of the kind that stands in this one.
+    /// The id in the next column; this column holds its kind.
     pub(in crate::store) fn id(&self, column: usize) -> Result<ClerkId> {
         self.maybe_id(column)?.ok_or_else(|| self.unreadable(column + 1))
     }
 
-    /// The same, where there may be none.
+    /// As [`id`](Self::id), but the columns may be empty.
     pub(in crate::store) fn maybe_id(&self, column: usize) -> Result<Option<ClerkId>> {
         let kind: Option<String> = self.maybe(column)?;
         let entity = self.kinds.iter().find(|entity| kind.as_deref() == Some(entity.kind));
@@ -51,13 +51,13 @@ impl Row {
         Ok(self.maybe::<String>(column)?.and_then(|id| ClerkId::new(entity, id)))
     }
 
-    /// The kinds that the database keeps.
+    /// The kinds of objects that the database stores.
     pub(in crate::store) fn kinds(&self) -> Kinds {
         self.kinds
     }
 
-    /// What must stand in this column. The application may have written into some, and what cannot be read there counts as
-    /// NULL.
+    /// The value of this column, which must have one. The application may have written to some columns; an unreadable value
+    /// there counts as NULL.
     pub(in crate::store) fn get<T: Readable>(&self, column: usize) -> Result<T> {
         self.maybe(column)?.ok_or_else(|| self.unreadable(column))
     }
@@ -72,7 +72,7 @@ impl Row {
         StoreError { place: Some(place), ..StoreError::new(ErrorKind::Broken) }
     }
 
-    /// Whether nothing stands in this column.
+    /// Whether this column is NULL.
     pub(in crate::store) fn is_null(&self, column: usize) -> Result<bool> {
         match &self.cells {
             RowCells::Postgres(row) => Ok(row.try_get_raw(column).map_err(postgres::store_error)?.is_null()),
@@ -81,18 +81,18 @@ impl Row {
         }
     }
 
-    /// What stands in this column, if it is not NULL.
+    /// The value of this column, if it is not NULL.
     pub(in crate::store) fn maybe<T: Readable>(&self, column: usize) -> Result<Option<T>> {
         T::read(self, column)
     }
 }
 
-/// The row of a statement that always gives one.
+/// The row of a statement that always returns one.
 pub(in crate::store) fn only(rows: &[Row]) -> Result<&Row> {
     rows.first().ok_or_else(|| StoreError::new(ErrorKind::Broken))
 }
 
-/// What a column can hold.
+/// A type that a column can be read as.
 pub(in crate::store) trait Readable: Sized {
     fn read(row: &Row, column: usize) -> Result<Option<Self>>;
 }
@@ -101,12 +101,12 @@ impl Readable for String {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
         match &row.cells {
             RowCells::Postgres(row) => row.try_get(column).map_err(postgres::store_error),
-            // What is no UTF-8 is read as far as it goes.
+            // Bytes that are not UTF-8 are replaced.
             RowCells::Sqlite(row) => {
                 let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(sqlite::explain)?;
                 Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
             }
-            // A surrogate that another program wrote must not spoil a page.
+            // A surrogate that another program wrote must not break a page.
             RowCells::Mysql(row) => {
                 let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(mysql::explain)?;
                 Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
@@ -131,7 +131,7 @@ impl Readable for i64 {
     }
 }
 
-/// What counts is not negative.
+/// For counts, which are never negative.
 impl Readable for u64 {
     fn read(row: &Row, column: usize) -> Result<Option<Self>> {
         Ok(row.maybe::<i64>(column)?.map(i64::unsigned_abs))

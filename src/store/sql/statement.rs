@@ -1,24 +1,24 @@
-//! Statements in the words of every database, from one text.
+//! One text for a statement, rendered in the SQL of every database.
 //!
-//! A text is SQL that all of them understand, with parts in braces where they differ:
+//! A text is SQL that all databases understand, with parts in braces where they differ:
 //!
-//! | part | what it becomes |
+//! | part | result |
 //! |---|---|
 //! | `{batch $1 AS n: id text, at time}` | a table of the rows of a [`Batch`](super::Batch), with these columns and `n.place`, which counts from 1 |
-//! | `{lookup t AS e WHERE …}` | one search of an index for each row so far, in their order |
-//! | `{lock t AS e WHERE …}` | the same; the rows found are locked |
-//! | `{claim t AS e WHERE …}` | the same; rows that others have locked are left out |
-//! | `id {in SELECT …}` | one of these, each of which is searched for in an index, however small the table once was |
-//! | `{in_order}` | the rows of the batch `n` are taken in their order; on MySQL and MariaDB nothing, because `JSON_TABLE` gives them so |
-//! | `{now}` | the database's clock |
-//! | `{from {batch …}}` | the rows that an update is made from |
-//! | `{token}` | a text that no other statement is given, by which it finds again what it wrote |
-//! | `{returning …}` | the columns of the rows written, where a statement that writes can give rows |
-//! | `{postgres …}`, `{sqlite …}`, `{mysql …}` | what stands in it, for one database only; MariaDB speaks MySQL's SQL |
-//! | `{postgres\|sqlite …}` | the same for two of them |
+//! | `{lookup t AS e WHERE …}` | one index search for each row so far, in their order |
+//! | `{lock t AS e WHERE …}` | as `lookup`, and the rows found are locked |
+//! | `{claim t AS e WHERE …}` | as `lock`, but rows that other transactions have locked are skipped |
+//! | `id {in SELECT …}` | is one of these; each is searched by an index, even if the table was small when the plan was made |
+//! | `{in_order}` | orders the rows of the batch `n`; empty on MySQL and MariaDB, because `JSON_TABLE` returns them in order |
+//! | `{now}` | the time of the database's clock |
+//! | `{from {batch …}}` | the rows that an update uses |
+//! | `{token}` | a unique text by which the statement finds what it wrote |
+//! | `{returning …}` | the columns of the written rows, where a writing statement can return rows |
+//! | `{postgres …}`, `{sqlite …}`, `{mysql …}` | its content, for one database only; MariaDB uses MySQL's SQL |
+//! | `{postgres\|sqlite …}` | its content, for two databases |
 //!
-//! Where one statement cannot do it all, a text is several with `;` between them: they run one after another, each with the same
-//! values. A text is rendered once. `tests/snapshots` keeps what comes out, so that it can be read and reviewed.
+//! Where one statement is not enough, a text is several statements separated by `;`. They run one after another, each with the
+//! same values. A text is rendered once. `tests/snapshots` contains the results for review.
 
 use std::{
     borrow::Cow,
@@ -29,7 +29,7 @@ use std::{
 use super::Value;
 use crate::store::{mysql, prefix};
 
-/// A kind of SQL.
+/// A SQL dialect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
     Postgres,
@@ -39,10 +39,10 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// Every kind.
+    /// Every dialect.
     pub const ALL: [Self; 4] = [Self::Postgres, Self::Sqlite, Self::Mariadb, Self::Mysql];
 
-    /// Its name.
+    /// The name of the dialect.
     pub fn name(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
@@ -52,7 +52,7 @@ impl Dialect {
         }
     }
 
-    /// The name of what is common to it and its kin, as in `migrations/` and in the parts of texts.
+    /// The name of the dialect's family, as in `migrations/` and in the parts of texts.
     pub fn family(self) -> &'static str {
         match self {
             Self::Mariadb => Self::Mysql.name(),
@@ -69,16 +69,16 @@ impl Dialect {
     }
 }
 
-/// A statement, in every kind of SQL.
+/// A statement for every dialect.
 pub struct Statement {
     text: Cow<'static, str>,
     rendered: [OnceLock<Arc<[Step]>>; Dialect::ALL.len()],
 }
 
-/// One of the statements that a text is for a database.
+/// One of the statements that a text becomes for a database.
 pub(in crate::store) struct Step {
     pub(in crate::store) sql: Arc<str>,
-    /// Which values its question marks stand for, counted from 0; empty where parameters are numbered.
+    /// The values that its question marks stand for, counted from 0; empty where parameters are numbered.
     pub(in crate::store) parameters: Vec<usize>,
 }
 
@@ -87,17 +87,17 @@ impl Statement {
         Self { text: Cow::Borrowed(text), rendered: [const { OnceLock::new() }; Dialect::ALL.len()] }
     }
 
-    /// Of a text that is made from a declaration.
+    /// A statement from a text that is built from a declaration.
     pub(in crate::store) fn made(text: String) -> Self {
         Self { text: Cow::Owned(text), ..Self::new("") }
     }
 
-    /// What it is rendered from.
+    /// The text that it is rendered from.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether there is nothing to send: the statement is empty in this kind of SQL, or is about rows of which there are none.
+    /// Whether there is nothing to send: the statement is empty in this dialect, or its batches have no rows.
     pub(in crate::store) fn is_void(&self, dialect: Dialect, values: &[Value<'_>]) -> bool {
         let rows = values.iter().filter_map(|value| match value {
             Value::Batch(batch) => Some(batch.rows),
@@ -106,7 +106,7 @@ impl Statement {
         rows.max() == Some(0) || self.sql(dialect).is_empty()
     }
 
-    /// The statement in this kind of SQL; where it takes several, all of them.
+    /// The SQL for this dialect; several statements are joined.
     pub fn sql(&self, dialect: Dialect) -> Arc<str> {
         match &*self.steps(dialect) {
             [step] => Arc::clone(&step.sql),
@@ -114,7 +114,7 @@ impl Statement {
         }
     }
 
-    /// The statements that it takes in this kind of SQL.
+    /// The statements that this one becomes in this dialect.
     pub(in crate::store) fn steps(&self, dialect: Dialect) -> Arc<[Step]> {
         let rendered = || match dialect {
             Dialect::Postgres | Dialect::Sqlite => {
@@ -128,7 +128,7 @@ impl Statement {
     }
 }
 
-/// Declare statements, and list them in `STATEMENTS` by their names.
+/// Declare statements, and list them by name in `STATEMENTS`.
 macro_rules! statements {
     ($($name:ident = $text:expr;)+) => {
         $(pub(in crate::store) static $name: $crate::store::sql::Statement = $crate::store::sql::Statement::new($text);)+
@@ -141,14 +141,14 @@ macro_rules! statements {
 }
 pub(in crate::store) use statements;
 
-/// Where each column of a batch is a parameter of its own, those behind it have higher numbers.
+/// Renumber parameters: where each column of a batch is a separate parameter, later parameters get higher numbers.
 fn numbered(text: &str, dialect: Dialect) -> String {
     let mut widths = [1; 10];
     for part in text.split("{batch $").skip(1) {
         let number = part.bytes().next().map_or(0, |digit| usize::from(digit - b'0'));
         let columns = &part[..end_of_part(part)];
         let width = if dialect == Dialect::Postgres { columns.split(',').count() } else { 1 };
-        // What stands in it for another database may leave the last ones out.
+        // A part for another database may omit the last columns.
         widths[number] = widths[number].max(width);
     }
     let mut pieces = text.split('$');
@@ -183,7 +183,7 @@ pub(in crate::store) fn rendered(text: &str, dialect: Dialect) -> String {
     sql
 }
 
-/// Where a part ends, in which there may be others.
+/// The end of a part, which may contain other parts.
 pub(in crate::store) fn end_of_part(text: &str) -> usize {
     let mut depth = 0;
     text.find(|c| {
@@ -208,17 +208,17 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
             let locks = match word {
                 "lock" => " FOR UPDATE",
                 "claim" => " FOR UPDATE SKIP LOCKED",
-                // So that it stays a search for each row, and becomes no walk through the table.
+                // Keeps one index search per row: the planner cannot turn it into a scan of the table.
                 _ => " OFFSET 0",
             };
             format!("CROSS JOIN LATERAL (SELECT * FROM {table} WHERE {condition}{locks}) AS {alias}")
         }
-        // Whoever writes has the one lock there is. CROSS keeps the order of the tables.
+        // SQLite has a single write lock, so rows need none. CROSS keeps the order of the tables.
         ("lookup" | "lock" | "claim", Dialect::Sqlite) => {
             let (table, condition) = split(argument, " WHERE ");
             format!("CROSS JOIN {table} ON {condition}")
         }
-        // Joined to a function, a table is read whole if it was small when the plan was made.
+        // A join with a function would read the whole table if it was small when the plan was made.
         ("in", Dialect::Postgres) => format!("= ANY (ARRAY({argument}))"),
         ("in", Dialect::Sqlite) => format!("IN ({argument})"),
         ("returning", _) => format!("RETURNING {argument}"),
@@ -230,7 +230,7 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
     }
 }
 
-/// Whether a part is for this database, if its word names databases.
+/// Whether a part is for this database; `None` if its word names no database.
 fn is_for(word: &str, dialect: Dialect) -> Option<bool> {
     let is_family = |name: &str| Dialect::ALL.into_iter().any(|dialect| dialect.family() == name);
     word.split('|').all(is_family).then(|| word.split('|').any(|name| name == dialect.family()))
@@ -256,7 +256,7 @@ fn batch<'a>(
     let cells = cells.join(", ");
     match dialect {
         Dialect::Postgres => format!("unnest({cells}) WITH ORDINALITY AS {alias} ({names}place)"),
-        // `json_each` would write a row out as text again for each of its columns.
+        // `json_each` would serialise a row again for each of its columns.
         Dialect::Sqlite => {
             format!("(SELECT {cells}, key + 1 AS place FROM jsonb_each({parameter})) AS {alias}")
         }

@@ -1,4 +1,4 @@
-//! How much there is of everything.
+//! Row counts and sizes.
 
 use std::collections::HashMap;
 
@@ -7,15 +7,15 @@ use chrono::{DateTime, Utc};
 use super::{Purpose, SqlDatabase, Statement, batch, only, statements, values};
 use crate::store::{Count, Result, Statistics, schema::TABLES};
 
-/// A table with fewer rows than this is counted: in a tenth of a second at most.
+/// A table with fewer rows than this is counted, which takes at most a tenth of a second.
 const COUNTED: u64 = 500_000;
 
 statements! {
     OUTCOMES = "SELECT outcome, count(*) FROM processed_webhooks WHERE processed_at >= $1
         GROUP BY outcome ORDER BY 2 DESC, 1";
 
-    // As PostgreSQL's planner does it: the rows of a page as it was, times the pages that there are now. 0 for what nobody has ever
-    // analysed. Tables and indexes.
+    // The estimate of PostgreSQL's planner: rows per page at the last analysis, times the current number of pages. It is 0 for
+    // tables and indexes that were never analysed.
     ESTIMATES = "{postgres SELECT n.name,
                CASE WHEN c.reltuples > 0 AND c.relpages > 0
                     THEN (c.reltuples / c.relpages
@@ -62,7 +62,7 @@ pub(in crate::store) async fn statistics(
         };
         tables.push((name, count));
     }
-    // This index has an entry for each of them.
+    // This index has one entry for each live user.
     let many = tables.iter().any(|(name, count)| *name == "users" && count.estimated);
     let standing = match estimates.get("users_email").copied().filter(|_| many) {
         Some(rows) => Count { rows, estimated: true },

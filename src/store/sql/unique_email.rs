@@ -14,10 +14,10 @@ statements! {
         WHERE type = 'index' AND name}{mysql information_schema.statistics
         WHERE table_schema = database() AND table_name = 'users' AND CAST(index_name AS char)} = 'users_unique_email')";
 
-    // Nobody writes meanwhile.
+    // Blocks writers until the transaction ends.
     LOCK = "{postgres LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE}";
 
-    // Users who have an address that another one has by a newer claim.
+    // Users with an address that another user has claimed later.
     LOST = "SELECT clerk_id FROM (
             SELECT u.clerk_id, row_number() OVER (
                 PARTITION BY lower(u.email)
@@ -37,7 +37,7 @@ statements! {
     DROP = "DROP INDEX users_unique_email{mysql  ON users}";
 }
 
-/// Whether the index is there if it is wanted, and else is not.
+/// Whether the index exists exactly if it is wanted.
 pub(in crate::store) async fn is_settled(
     database: &(impl SqlDatabase + ?Sized),
     wanted: bool,
@@ -46,7 +46,7 @@ pub(in crate::store) async fn is_settled(
     Ok(is_there == wanted)
 }
 
-/// Make the index or remove it, unless it is so already, in a transaction of its own: the usual case writes nothing.
+/// Create or drop the index in its own transaction, unless it is already as wanted. The usual case writes nothing.
 pub(in crate::store) async fn settle(database: &(impl SqlDatabase + ?Sized), wanted: bool) -> Result<()> {
     if is_settled(database, wanted).await? {
         return Ok(());
@@ -56,7 +56,7 @@ pub(in crate::store) async fn settle(database: &(impl SqlDatabase + ?Sized), wan
     transaction.commit().await
 }
 
-/// Make the index or remove it, unless it is so already. Where several users have one address, the newest claim keeps it.
+/// Create or drop the index, unless it is already as wanted. If several users have one address, the newest claim keeps it.
 pub(in crate::store) async fn set(session: &mut (impl SqlSession + ?Sized), wanted: bool) -> Result<()> {
     let is_there: bool = only(&session.rows(&IS_THERE, values![]).await?)?.get(0)?;
     if is_there == wanted {
@@ -89,7 +89,7 @@ pub(in crate::store) async fn set(session: &mut (impl SqlSession + ?Sized), want
     session.execute(&CREATE, values![]).await?;
     if !lost.is_empty() {
         let users = lost.len();
-        tracing::warn!(users, "UNIQUE_EMAIL: users gave up an address that another has by a newer claim");
+        tracing::warn!(users, "UNIQUE_EMAIL: users lost an address that another user has claimed later");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What statements are given.
+//! Parameters of statements.
 
 use chrono::{DateTime, Utc};
 

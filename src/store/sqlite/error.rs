@@ -1,4 +1,4 @@
-//! SQLite's codes in our words.
+//! From SQLite's codes to [`ErrorKind`].
 
 use sqlx::Error;
 
@@ -23,7 +23,7 @@ const CONSTRAINT_NOTNULL: i32 = 1299;
 const CONSTRAINT_PRIMARYKEY: i32 = 1555;
 const CONSTRAINT_UNIQUE: i32 = 2067;
 
-/// What kind of trouble it is, without anybody's data.
+/// Convert an error, without personal data.
 #[expect(clippy::needless_pass_by_value, reason = "it is what map_err hands over")]
 pub(in crate::store) fn explain(error: Error) -> StoreError {
     let code = code(&error);
@@ -40,19 +40,19 @@ pub(in crate::store) fn explain(error: Error) -> StoreError {
     StoreError { kind: trouble, code: code.map(|code| code.to_string()), place: place(&error, code) }
 }
 
-/// Whether an address was given to somebody else before.
+/// Whether another user has the address.
 fn is_of_our_index(error: &Error) -> bool {
     let message = prefix::out_of_text(error.as_database_error().map_or("", |error| error.message()));
     message.strip_prefix("UNIQUE constraint failed: index '").and_then(|rest| rest.strip_suffix('\''))
         == Some(UNIQUE_EMAIL_INDEX)
 }
 
-/// Whether somebody else is in the way for now.
+/// Whether another connection temporarily holds a lock.
 pub(super) fn is_busy(error: &Error) -> bool {
     matches!(code(error).map(primary), Some(BUSY | LOCKED | PROTOCOL))
 }
 
-/// Whether the statement cannot run: something that it names is not there, or a function in it fails.
+/// Whether the statement cannot run because something that it names does not exist, or because a function in it fails.
 pub(super) fn is_of_the_statement(error: &StoreError) -> bool {
     error.kind == ErrorKind::Broken && error.code.as_deref() == Some(ERROR)
 }
@@ -65,14 +65,14 @@ fn primary(code: i32) -> i32 {
     code & 0xff
 }
 
-/// What a code means that people meet, in words; else the names in a message, of which only three kinds hold nothing else:
-/// `UNIQUE constraint failed: users.clerk_id`. What a trigger raises can be any text, also somebody's address.
+/// The meaning of a common code, or otherwise the names in a message. Only three kinds of messages consist of names alone, for
+/// example `UNIQUE constraint failed: users.clerk_id`. The text that a trigger raises can be anything, even an email address.
 fn place(error: &Error, code: Option<i32>) -> Option<String> {
     let meaning = match code.map(primary) {
-        Some(BUSY) => Some("somebody else holds it locked"),
-        Some(READONLY) => Some("this user may not write to it, or not in its directory"),
-        Some(CANTOPEN) => Some("this user may not open it, or may not write to its directory"),
-        Some(FULL) => Some("its disk is full"),
+        Some(BUSY) => Some("another process has locked it"),
+        Some(READONLY) => Some("this user may not write to the file or in its directory"),
+        Some(CANTOPEN) => Some("this user may not open the file or write to its directory"),
+        Some(FULL) => Some("the disk is full"),
         _ => None,
     };
     if let Some(meaning) = meaning {

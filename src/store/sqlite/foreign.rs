@@ -1,4 +1,4 @@
-//! Reading a table that is not ours.
+//! Reading an application's table.
 
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
@@ -10,10 +10,10 @@ use crate::store::{
     schema::{Column, quoted},
 };
 
-/// What SQLite says to a statement that would write. Source: <https://sqlite.org/rescode.html>
+/// SQLite's code for a write in a read-only mode. Source: <https://sqlite.org/rescode.html>
 const READONLY: &str = "8";
 
-/// The table, its columns and what is in them.
+/// The table, its columns and counts of their values.
 pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> Result<ForeignTable> {
     let table = bare(table);
     let columns = migrations::columns_of(connection, table).await?;
@@ -25,7 +25,7 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
     if columns.is_empty() {
         return Err(StoreError::schema(format!("there is no table {table} in this database")));
     }
-    // Whether times have a zone its types do not tell.
+    // SQLite's types do not show whether times have a zone.
     let column =
         |Column { name, .. }: Column| ForeignColumn { name, is_text: true, ..ForeignColumn::default() };
     let columns: Vec<ForeignColumn> = columns.into_iter().map(column).collect();
@@ -35,7 +35,7 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
     Ok(ForeignTable { zone: Some("UTC".to_owned()), ..foreign::counted(&counts, columns)? })
 }
 
-/// Up to `limit` rows in the order of their ids, after this one.
+/// Up to `limit` rows after this id, ordered by id.
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     reading: &ForeignReading,
@@ -51,7 +51,7 @@ pub(super) async fn read(
     let id = format!("CAST({} AS TEXT) COLLATE BINARY", quoted(&reading.id));
     let (json, table) = (format!("json_object({pairs})"), quoted(bare(&reading.table)));
     let statement = foreign::page(reading, &id, &json, &table, &STANDARD);
-    // A condition that ends our statement and begins another one changes nothing.
+    // A condition that ends the statement and begins another one cannot change anything.
     read_only(connection, true).await?;
     let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(after).bind(limit);
     let rows = ask(connection, query).await;

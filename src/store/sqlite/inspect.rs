@@ -1,4 +1,4 @@
-//! Looking at the file, for people. Nothing is written.
+//! Inspecting the file, for people. Nothing is written.
 
 use serde::de::DeserializeOwned;
 use sqlx::SqliteConnection;
@@ -12,7 +12,7 @@ use crate::store::{
     sql::{Row, only},
 };
 
-/// What is right and wrong.
+/// Inspect the database.
 pub(super) async fn inspect(
     connection: &mut SqliteConnection,
     place: &impl std::fmt::Display,
@@ -25,7 +25,7 @@ pub(super) async fn inspect(
         Ok(status) => status.iter().filter(|status| status.applied).count(),
         Err(_) => SQLITE.len(),
     };
-    // While some migrations are pending columns are missing that they will add.
+    // While only some migrations are applied, columns are missing that the others will add.
     let tables = if applied == 0 || applied == SQLITE.len() {
         let checked = migrations::check(connection, place, &[]).await;
         checked.and_then(|columns| match applied {
@@ -37,7 +37,7 @@ pub(super) async fn inspect(
     };
     Ok(Inspection {
         version: format!("SQLite {version}"),
-        // It is part of this program.
+        // SQLite is part of this program.
         needs: None,
         now: None,
         standby: false,
@@ -49,7 +49,7 @@ pub(super) async fn inspect(
         rules: Vec::new(),
         references: references(connection).await?,
         route: None,
-        // SQLite itself looks at the rows as well as at what it remembers.
+        // SQLite considers both the rows and its stored counter.
         sequences: Vec::new(),
         settings: Vec::new(),
         bypass: None,
@@ -57,7 +57,7 @@ pub(super) async fn inspect(
     })
 }
 
-/// How large the database is, in bytes.
+/// The size of the database in bytes.
 pub(super) async fn size(connection: &mut SqliteConnection) -> Result<u64> {
     let query = sqlx::query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size");
     only(&ask(connection, query).await?)?.get(0)
@@ -102,7 +102,7 @@ async fn is_indexed(connection: &mut SqliteConnection, table: &str, columns: &[S
          )
          GROUP BY name
          UNION ALL
-         -- Rows lie in the order of such a key, without any index.
+         -- Such a key is the order of the rows themselves, without an index.
          SELECT json_array(name) FROM pragma_table_info(?1)
          WHERE pk > 0 AND upper(type) = 'INTEGER' AND (SELECT max(pk) FROM pragma_table_info(?1)) = 1",
     );
@@ -120,7 +120,7 @@ async fn is_indexed(connection: &mut SqliteConnection, table: &str, columns: &[S
     Ok(false)
 }
 
-/// A list that SQLite gives as JSON.
+/// A list that SQLite returns as JSON.
 fn list<T: DeserializeOwned>(row: &Row, column: usize) -> Result<Vec<T>> {
     Ok(serde_json::from_str(&row.get::<String>(column)?).unwrap_or_default())
 }

@@ -1,4 +1,4 @@
-//! Bringing the tables up to date, and refusing tables that are not ours.
+//! Bringing the tables up to date, and refusing tables that clerk-sync did not create.
 
 use std::{collections::BTreeSet, fmt::Display};
 
@@ -13,9 +13,9 @@ use crate::store::{
     sql::{Dialect, Row},
 };
 
-/// Apply what is pending, in the caller's transaction; returns it.
+/// Apply pending migrations in the caller's transaction; returns them.
 pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Display) -> Result<Vec<Migration>> {
-    // Others may have been faster.
+    // Another process may have applied them meanwhile.
     let pending = pending(connection).await?;
     check(connection, place, &pending).await?;
     let table = "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
@@ -37,23 +37,23 @@ pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Displa
     Ok(pending)
 }
 
-/// A text of ours with the names that the file knows.
+/// clerk-sync's SQL with the names that the file uses.
 pub(super) fn named(sql: &str) -> AssertSqlSafe<String> {
     AssertSqlSafe(prefix::in_text(sql, Dialect::Sqlite).into_owned())
 }
 
-/// What is still to be applied.
+/// The migrations that are not applied yet.
 pub(super) async fn pending(connection: &mut SqliteConnection) -> Result<Vec<Migration>> {
     Migration::pending(SQLITE, &applied(connection).await?)
 }
 
-/// Every migration we know, and whether it is applied.
+/// Every known migration, and whether it is applied.
 pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<MigrationStatus>> {
     Ok(Migration::status(SQLITE, &applied(connection).await?))
 }
 
-/// Refuse tables with our names that are not ours, as far as these migrations are not still to change them. Gives the columns
-/// of all our tables.
+/// Refuse tables with clerk-sync's names that clerk-sync did not create, except where these migrations still change them.
+/// Returns the columns of all clerk-sync tables.
 pub(super) async fn check(
     connection: &mut SqliteConnection,
     place: &impl Display,
@@ -75,7 +75,7 @@ pub(super) async fn check(
     Err(schema::refused(&mistakes, place, &remedy))
 }
 
-/// What to do about tables that are somebody else's: commands that can be copied.
+/// What to do about tables of another application: commands that can be copied.
 async fn way_round(connection: &mut SqliteConnection, tables: BTreeSet<&str>) -> Result<String> {
     let mut statements = Vec::new();
     let mut adopt = String::new();
@@ -84,7 +84,7 @@ async fn way_round(connection: &mut SqliteConnection, tables: BTreeSet<&str>) ->
         while !columns(connection, &old).await?.is_empty() {
             old.push_str("_1");
         }
-        // An index keeps its name when its table gets another, and ours could not have it then.
+        // A renamed table keeps its indexes' names, which clerk-sync's own indexes need.
         for index in indexes(connection, table).await? {
             statements.push(format!("DROP INDEX {};", quoted(&index)));
         }
@@ -92,13 +92,13 @@ async fn way_round(connection: &mut SqliteConnection, tables: BTreeSet<&str>) ->
         statements.push(format!("ALTER TABLE {table_here} RENAME TO {old};"));
         if table == "users" {
             adopt = format!(
-                " To take over its users, run `clerk-sync migrate adopt --from {old} --dry-run`, and then the same without \
+                " To import its users, run `clerk-sync migrate adopt --from {old} --dry-run`, and then run it again without \
                  --dry-run."
             );
         }
     }
     Ok(format!(
-        "If an application still uses them, give clerk-sync a file of its own in DATABASE_URL. Else run in this file: {}{adopt}",
+        "If an application still uses these tables, give clerk-sync a separate file in DATABASE_URL. Otherwise run in this file: {}{adopt}",
         statements.join(" ")
     ))
 }
@@ -111,13 +111,13 @@ pub(super) async fn check_anonymize_columns(
     schema::check_anonymize_columns(&columns(connection, "users").await?, names)
 }
 
-/// The columns of a table of ours, none if there is no such table.
+/// The columns of a clerk-sync table; empty if there is no such table.
 async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
     let columns = columns_of(connection, &prefix::of_table(table)).await?.into_iter();
     Ok(columns.map(|column| Column { table: table.to_owned(), ..column }).collect())
 }
 
-/// The same of any table.
+/// The columns of any table.
 pub(super) async fn columns_of(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
     let query = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)").bind(table);
     let column = |row: &Row| {
@@ -131,7 +131,7 @@ pub(super) async fn columns_of(connection: &mut SqliteConnection, table: &str) -
     ask(connection, query).await?.iter().map(column).collect()
 }
 
-/// The indexes of a table whose names we want for our own.
+/// The indexes of a table whose names clerk-sync needs.
 async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>> {
     let query = sqlx::query(
         "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL",
@@ -144,7 +144,7 @@ async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<S
     Ok(names)
 }
 
-/// Versions and checksums of what is applied.
+/// Versions and checksums of the applied migrations.
 pub(super) async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
     if columns(connection, "_clerk_sync_migrations").await?.is_empty() {
         return Ok(Vec::new());
@@ -153,7 +153,7 @@ pub(super) async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i6
     ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
-/// What SQLite makes of a declared type (<https://www.sqlite.org/datatype3.html#determination_of_column_affinity>).
+/// The affinity of a declared type (<https://www.sqlite.org/datatype3.html#determination_of_column_affinity>).
 fn affinity(type_name: &str) -> &'static str {
     let name = type_name.to_ascii_uppercase();
     let says = |words: &[&str]| words.iter().any(|word| name.contains(word));

@@ -1,13 +1,15 @@
-//! SQLite, the embedded keeper: one file, many readers, one writer.
+//! SQLite, the embedded backend: one file, many readers, one writer.
 //!
-//! Promises: every commit is on the disk when it is answered (`synchronous = FULL`); what was erased is overwritten
-//! (`secure_delete`) and leaves the write-ahead log too; the file can be shared, for no lock outlasts a transaction.
-//! What it cannot promise: SQLite sometimes leaves a copy of a row in the unused part of a page when it moves the
-//! row to another one, and `secure_delete` does not know of it. No statement can read it; only `VACUUM` removes it.
+//! It guarantees three things. Every commit is on the disk before it is answered (`synchronous = FULL`). Erased data is
+//! overwritten (`secure_delete`) and also leaves the write-ahead log. The file can be shared, because no lock outlasts a
+//! transaction.
 //!
-//! It never writes without `BEGIN IMMEDIATE`, so that what a transaction reads cannot change before it commits: the
-//! database's one write lock is the lock on every register. And it never creates the file again once it is open:
-//! a file that was moved or deleted under us is unavailable, rather than a place where commits get lost.
+//! One thing it cannot guarantee: when SQLite moves a row to another page, it sometimes leaves a copy in the unused part of the
+//! old one, which `secure_delete` does not know. No statement can read that copy; only `VACUUM` removes it.
+//!
+//! Every write uses `BEGIN IMMEDIATE`, so what a transaction reads cannot change before it commits: the database's single write
+//! lock is the lock on every register. Once the file is open, clerk-sync never creates it again. A file that was moved or
+//! deleted while open counts as unavailable, because commits to it would be lost.
 
 mod transaction;
 
@@ -59,25 +61,25 @@ use super::{
 };
 use crate::model::{Entity, Kinds};
 
-/// How long a statement waits for somebody else's lock.
+/// How long a statement waits for a lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a call waits for a connection of ours.
+/// How long a call waits for a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long [`Sqlite::open`] goes on while others open the same file.
+/// How long [`Sqlite::open`] retries while other processes open the same file.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What [`Sqlite::open`] needs to know.
+/// The configuration for [`Sqlite::open`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The file; it is created if it is missing, its folder is not.
+    /// The database file. It is created if it is missing, but its directory is not.
     pub path: PathBuf,
     /// Columns that the application added to `users`, set to NULL on anonymisation.
     pub anonymize_columns: Vec<String>,
-    /// The kinds of objects that it keeps.
+    /// The kinds of objects that it stores.
     pub kinds: &'static [&'static Entity],
-    /// At most this many connections, of which one writes.
+    /// The maximum number of connections, one of which writes.
     pub max_connections: u32,
-    /// Whether [`Database::migrate`] makes the index of `UNIQUE_EMAIL`; else it removes it.
+    /// Whether [`Database::migrate`] creates the index of `UNIQUE_EMAIL`; otherwise it drops it.
     pub unique_email: bool,
 }
 
@@ -93,11 +95,11 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Open the file, making it if it is missing.
+    /// Open the file, and create it if it is missing.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] if it cannot be opened; [`ErrorKind::Schema`] if there is no folder for it, it is no database,
-    /// or it may not be written to.
+    /// [`ErrorKind::Unavailable`] if it cannot be opened; [`ErrorKind::Schema`] if its directory does not exist, if it is not a
+    /// database, or if it may not be written to.
     pub async fn open(options: Options) -> Result<Self> {
         check_permission(&options.path)?;
         check_kind(&options.path)?;
@@ -112,7 +114,7 @@ impl Sqlite {
         let folder = options.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         if let Some(folder) = folder.filter(|folder| !folder.exists()) {
             return Err(StoreError::schema(format!(
-                "DATABASE_URL: there is no directory {}; make it first, the file in it is made by itself",
+                "DATABASE_URL: there is no directory {}; create it first, and clerk-sync creates the file in it",
                 folder.display()
             )));
         }
@@ -120,10 +122,10 @@ impl Sqlite {
         Self::with(connect, options)
     }
 
-    /// Open a file that is there, only to look at it: nothing is made and nothing changed. What writes fails.
+    /// Open an existing file for inspection only: nothing is created or changed, and writes fail.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] if there is no such file; [`ErrorKind::Schema`] if it is no database.
+    /// [`ErrorKind::Unavailable`] if there is no such file; [`ErrorKind::Schema`] if it is not a database.
     pub fn look(options: Options) -> Result<Self> {
         check_kind(&options.path)?;
         let connect = SqliteConnectOptions::new()
@@ -182,7 +184,7 @@ impl Database for Sqlite {
     async fn migrate(&self) -> Result<Vec<Migration>> {
         let place = self.file.path.display();
         let mut reader = self.read().await?;
-        // Nothing to do is the usual case, and must not need the write lock.
+        // Usually there is nothing to do, which must not need the write lock.
         let mut applied = migrations::pending(&mut reader).await?;
         if applied.is_empty() {
             migrations::check(&mut reader, &place, &[]).await?;
@@ -193,7 +195,7 @@ impl Database for Sqlite {
         }
         drop(reader);
         unique_email::settle(self, self.unique_email).await?;
-        // Only now: the application adds its columns to tables that are there.
+        // Only now, because the application adds its columns to existing tables.
         migrations::check_anonymize_columns(&mut *self.read().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }
@@ -203,7 +205,7 @@ impl Database for Sqlite {
     }
 
     async fn ready(&self) -> Result<Readiness> {
-        // Rights that were taken away may be given back.
+        // Missing permissions may be restored, so this counts as unavailable.
         let away = |error| StoreError { kind: ErrorKind::Unavailable, ..error };
         check_permission(&self.file.path).map_err(away)?;
         let current = self.migration_status().await?.iter().all(|status| status.applied);
@@ -247,10 +249,10 @@ impl Database for Sqlite {
         }
         self.file.check()?;
         let mut writer = self.writer.acquire().await.map_err(explain)?;
-        // Outside a transaction, waiting for other writers as usual.
+        // Outside a transaction, with the usual wait for other writers.
         let rewrite = sqlx::raw_sql("PRAGMA busy_timeout = 3000; VACUUM");
         rewrite.execute(&mut *writer).await.map_err(explain)?;
-        // The new pages stand in the log, the old ones still in the file.
+        // The new pages are in the log, while the file still holds the old ones.
         self.housekeeping.tidy(&mut writer, true).await;
         Ok(true)
     }
@@ -298,30 +300,30 @@ impl SqlDatabase for Sqlite {
     }
 }
 
-/// Refuse what can never be a database, however long we wait: SQLite only has a number for it.
+/// Refuse a path that can never become a database, for which SQLite would only report a number.
 fn check_kind(path: &Path) -> Result<()> {
     // https://www.sqlite.org/fileformat2.html#the_database_header
     const MAGIC: &[u8] = b"SQLite format 3\0";
     let refuse = |why: &str| Err(StoreError::schema(format!("DATABASE_URL: {} {why}", path.display())));
     if path.is_dir() {
-        return refuse("is a directory; allowed is a file");
+        return refuse("is a directory; it must be a file");
     }
     let mut begin = Vec::new();
     match std::fs::File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut begin)) {
-        Ok(_) if !MAGIC.starts_with(&begin) => refuse("is no SQLite database; name another file"),
+        Ok(_) if !MAGIC.starts_with(&begin) => refuse("is not a SQLite database; name another file"),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             check_permission(path)?;
             refuse("may not be read by this user")
         }
-        // What is not there is made, or missed, by whoever opens it.
+        // A missing file is created or reported by the caller.
         _ => Ok(()),
     }
 }
 
-/// Make the file, and switch it to write-ahead logging, once and for all who open it later.
+/// Create the file, and switch it permanently to write-ahead logging.
 ///
-/// The switch needs the file for itself and does not wait for it (`busy_timeout` does not apply), so several
-/// processes that start together have to take turns.
+/// The switch needs exclusive access to the file and does not wait for it (`busy_timeout` does not apply). Several processes
+/// that start together therefore have to take turns.
 async fn create(connect: &SqliteConnectOptions) -> Result<()> {
     let connect = connect.clone().create_if_missing(true);
     let start = Instant::now();
@@ -339,10 +341,10 @@ async fn create(connect: &SqliteConnectOptions) -> Result<()> {
     }
 }
 
-/// The file that was opened. SQLite keeps a deleted file open and goes on writing to it; we must not.
+/// The file that was opened. SQLite keeps a deleted file open and continues to write to it; clerk-sync must not.
 struct File {
     path: PathBuf,
-    /// Its device, and its number there.
+    /// Its device and inode.
     identity: (u64, u64),
 }
 
@@ -352,27 +354,30 @@ impl File {
         Ok(Self { path, identity })
     }
 
-    /// What the file and its log take up, and what is free on their volume.
+    /// The size of the file and its log, and the free space on their volume.
     fn space(&self) -> Result<Space> {
         self.check()?;
         let unavailable = |_| StoreError::new(ErrorKind::Unavailable).at(&self.path);
         let file = std::fs::metadata(&self.path).map_err(unavailable)?.len();
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
-        // There is none while nobody has the file open.
+        // The log does not exist while no process has the file open.
         let log = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
         let volume = rustix::fs::statvfs(&self.path).ok();
         let free = volume.map(|volume| volume.f_bavail.saturating_mul(volume.f_frsize));
         Ok(Space { taken: file + log, free })
     }
 
-    /// [`ErrorKind::Unavailable`] if the path does not lead to the same file any more.
+    /// [`ErrorKind::Unavailable`] if the path no longer leads to the same file.
     fn check(&self) -> Result<()> {
         if identity(&self.path)? == self.identity {
             return Ok(());
         }
         Err(StoreError {
-            place: Some(format!("{} was replaced; restart to use it", self.path.display())),
+            place: Some(format!(
+                "{} was replaced; restart clerk-sync to use the new file",
+                self.path.display()
+            )),
             ..StoreError::new(ErrorKind::Unavailable)
         })
     }
@@ -384,7 +389,7 @@ fn identity(path: &Path) -> Result<(u64, u64)> {
 }
 
 impl StoreError {
-    /// Say which file it is about, unless something better is known.
+    /// Add the file's path, unless the place is already known.
     fn at(mut self, path: &Path) -> Self {
         self.place.get_or_insert_with(|| format!("file {}", path.display()));
         self

@@ -1,5 +1,5 @@
-//! Hearing that another process has left something to be worked on. SQLite tells nobody, but every commit changes the
-//! write-ahead log beside the file, and looking at that touches no database.
+//! Detecting work that another process has added. SQLite sends no notifications, but every commit changes the write-ahead log
+//! next to the file. Checking that does not access the database.
 
 use std::{
     fs,
@@ -12,20 +12,20 @@ use tokio::time::sleep;
 
 use crate::store::{Listener, Result};
 
-/// How often we look.
+/// The polling interval.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How long a file is, and when it was last written; of the log and of the database.
+/// The length and the time of the last write, of the log and of the database.
 type State = [Option<(u64, SystemTime)>; 2];
 
-/// Looks at the files.
+/// Polls the files.
 pub(super) struct Watch {
     files: [PathBuf; 2],
     seen: State,
 }
 
 impl Watch {
-    /// Changes from now on.
+    /// Detects changes from now on.
     pub(super) fn of(path: &Path) -> Self {
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");

@@ -1,7 +1,7 @@
-//! Whether the system lets us write: to the file, to its logs, and into its directory, where SQLite makes those.
+//! Whether the system allows writing: to the file, to its logs, and to its directory, where SQLite creates them.
 //!
-//! SQLite finds out late, and only has a number for it. So it is asked of the system before, and the answer names every
-//! place that is in the way, as whom we run, and the command that mends it.
+//! SQLite notices late, and only reports a number. So clerk-sync asks the system first. Its message names every place that
+//! blocks it, the user that it runs as, and the command that fixes it.
 
 use std::{
     fs,
@@ -17,12 +17,12 @@ use rustix::{
 
 use crate::store::{Result, StoreError};
 
-/// Whether everything may be written to that belongs to the database at `path`, which need not be there yet.
+/// Check that everything that belongs to the database at `path` may be written to. The file need not exist yet.
 ///
 /// # Errors
-/// [`ErrorKind::Schema`](crate::store::ErrorKind::Schema), whose sentence says what to do.
+/// [`ErrorKind::Schema`](crate::store::ErrorKind::Schema), with a message that says what to do.
 pub fn check(path: &Path) -> Result<()> {
-    // SQLite puts the logs beside what a link leads to.
+    // SQLite puts the logs next to the target of a link.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let enter = Access::EXEC_OK;
@@ -45,24 +45,24 @@ pub fn check(path: &Path) -> Result<()> {
     if closed.is_empty() { Ok(()) } else { Err(refused(&closed)) }
 }
 
-/// The directories that a directory is in, the outermost first.
+/// The ancestors of a directory, the outermost first.
 fn above(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let above = folder.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
     above.map(Path::to_owned).collect::<Vec<_>>().into_iter().rev()
 }
 
-/// Why the system refuses, if it does. Of what is not there it says something else.
+/// Why the system refuses access, if it does. For a missing place it reports another error.
 fn is_refused(place: &Path, access: Access) -> Option<Errno> {
     let error = accessat(CWD, place, access, AtFlags::EACCESS).err()?;
     [Errno::ACCESS, Errno::PERM, Errno::ROFS].contains(&error).then_some(error)
 }
 
-/// Such a directory may be anybody's home, so nobody is advised to take it over.
+/// Such a directory may be another user's home, so the message does not suggest changing its owner.
 fn closed_above(folder: &Path) -> StoreError {
     let (us, folder) = (geteuid().as_raw(), folder.display());
     StoreError::schema(format!(
-        "DATABASE_URL: {folder} may not be entered by user {us}, as whom clerk-sync runs; `chmod o+x {folder}`, or name a file \
-         in another directory"
+        "DATABASE_URL: {folder} may not be entered by user {us}, the user that clerk-sync runs as; `chmod o+x {folder}`, or \
+         name a file in another directory"
     ))
 }
 
@@ -71,8 +71,10 @@ fn refused(closed: &[(PathBuf, Access)]) -> StoreError {
     let reads = access.contains(Access::READ_OK) && is_refused(first, Access::READ_OK).is_some();
     let verb = if reads { "read" } else { "written to" };
     let (us, group) = (geteuid().as_raw(), getegid().as_raw());
-    let found =
-        format!("DATABASE_URL: {} may not be {verb} by user {us}, as whom clerk-sync runs", first.display());
+    let found = format!(
+        "DATABASE_URL: {} may not be {verb} by user {us}, the user that clerk-sync runs as",
+        first.display()
+    );
     if closed.iter().any(|(place, access)| is_refused(place, *access) == Some(Errno::ROFS)) {
         return StoreError::schema(format!(
             "{found}: it is on a file system that is mounted read-only; mount it writable (`mount -o remount,rw …`, or `docker \

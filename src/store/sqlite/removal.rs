@@ -1,4 +1,4 @@
-//! Taking out rows, and marking them: the statements, made once of the declarations.
+//! Removing rows and setting marks of deletion: the statements, built once from the declarations.
 
 use std::collections::HashMap;
 
@@ -16,31 +16,31 @@ use crate::{
     },
 };
 
-/// What is done to a row, and may be refused by the application.
+/// A change of a row that the application may refuse.
 #[derive(Clone, Copy)]
 pub(super) enum Step {
     Take(Way),
     Mark(Mark),
 }
 
-/// The statements of every kind.
+/// The statements for every kind.
 pub(super) struct Removal {
     kinds: Kinds,
     statements: HashMap<&'static str, Statements>,
 }
 
-/// The statements of one kind.
+/// The statements for one kind.
 struct Statements {
     delete: Statement,
     anonymize: Statement,
-    /// Which rows still hold what was anonymised: a trigger can bring it back.
+    /// Rows that still hold values that were to be anonymised, because a trigger can restore them.
     kept: Statement,
     mark: Statement,
     unmark: Statement,
 }
 
 impl Removal {
-    /// Only the operator knows the names of the application's columns, and a name cannot be a parameter; it is quoted.
+    /// Only the operator knows the names of the application's columns, and a name cannot be a parameter, so it is quoted.
     pub(super) fn new(kinds: Kinds, anonymize_columns: &[String]) -> Self {
         let theirs = |entity: &Entity| {
             let theirs = anonymize_columns.iter().filter(|_| *entity == USER);
@@ -50,8 +50,8 @@ impl Removal {
         Self { kinds, statements: kinds.iter().map(|entity| statements(entity)).collect() }
     }
 
-    /// Do it to rows of this kind; gives those to which it was done. [`StoreError::unmoved`] if a trigger brings back what
-    /// was in one.
+    /// Apply a step to rows of this kind; returns the ids for which it succeeded. [`StoreError::unmoved`] if a trigger restored
+    /// the old values of a row.
     pub(super) async fn run(
         &self,
         connection: &mut SqliteConnection,
@@ -70,7 +70,7 @@ impl Removal {
         let values = values![batch(ids).text(ClerkId::as_str), at];
         let done = rows(connection, self.kinds, statement, values).await?;
         if matches!(step, Step::Take(Way::Anonymize)) {
-            // By their numbers: a trigger can change the id as well. What RETURNING gives is from before it.
+            // By row number, because a trigger can also change the id. RETURNING shows the values before the trigger.
             let numbers: Vec<i64> = done.iter().map(|row| row.get(1)).collect::<Result<_>>()?;
             let kept = values![batch(&numbers).int(|number| *number)];
             if !rows(connection, self.kinds, &statements.kept, kept).await?.is_empty() {
@@ -113,7 +113,7 @@ impl Statements {
     }
 }
 
-/// How many users are not deleted.
+/// Number of live users.
 pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<u64> {
     static STANDING: Statement = Statement::new("SELECT count(*) FROM users WHERE deleted_at IS NULL");
     let counted = rows(connection, &[], &STANDING, &[]).await?;

@@ -1,5 +1,5 @@
-//! The lines of `audit_log` as seals see them: byte for byte, so that nothing is overlooked that SQLite would let somebody
-//! write into a column.
+//! Lines of `audit_log` in the form that seals use: byte by byte, so that every value that SQLite accepts in a column is
+//! covered.
 
 use chrono::DateTime;
 use sqlx::{Row, TypeInfo, ValueRef, sqlite::SqliteRow};
@@ -10,7 +10,7 @@ use crate::{
     store::Result,
 };
 
-/// A line, of the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
+/// A line, from the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
 pub(in crate::store) fn line(row: &SqliteRow) -> Result<LineHash> {
     let id = text::read_integer(row, "id")?.ok_or_else(|| text::unreadable("id"))?;
     let cells = [
@@ -35,7 +35,7 @@ fn cell(row: &SqliteRow, index: usize) -> Result<Cell<'_>> {
     Ok(if is_text { Cell::Text(bytes) } else { Cell::Odd(bytes) })
 }
 
-/// A time is a time only in the one form in which we write it.
+/// A text counts as a time only in the exact format that clerk-sync writes.
 fn time(cell: Cell<'_>) -> Cell<'_> {
     match cell {
         Cell::Text(text) => micros(text).map_or(Cell::Odd(text), Cell::Time),
@@ -46,7 +46,7 @@ fn time(cell: Cell<'_>) -> Cell<'_> {
 /// Unix microseconds of a text such as `2026-11-21T20:57:27.123Z`.
 fn micros(text: &[u8]) -> Option<i64> {
     let time = DateTime::parse_from_rfc3339(std::str::from_utf8(text).ok()?).ok()?.to_utc();
-    // A leap second would have the number of the second behind it.
+    // A leap second would have the number of the next second.
     let is_ours = time.timestamp_subsec_millis() < 1000 && text::time(time).as_bytes() == text;
     is_ours.then(|| time.timestamp_micros())
 }

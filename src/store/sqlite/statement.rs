@@ -1,4 +1,4 @@
-//! How a statement of all databases runs on a connection.
+//! How the statements that all databases share run on a connection.
 
 use sqlx::{AssertSqlSafe, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// The rows that a statement gives.
+/// The rows that a statement returns.
 pub(super) async fn rows(
     connection: &mut SqliteConnection,
     kinds: Kinds,

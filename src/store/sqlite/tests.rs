@@ -1,4 +1,4 @@
-//! What only this keeper must hold. The promises that every keeper makes stand in `tests/it/promises.rs`.
+//! Requirements that only this backend has. The promises that all backends keep are in `tests/it/promises.rs`.
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,7 @@ impl World {
         Self { folder, store }
     }
 
-    /// Somebody else's connection.
+    /// A connection of another program.
     async fn stranger(&self) -> SqliteConnection {
         let file =
             SqliteConnectOptions::new().filename(self.folder.path().join("test.db")).create_if_missing(true);
@@ -61,7 +61,7 @@ impl World {
         self.store.row(&clerk_id(id)).await.expect("read").map(|row| row.object)
     }
 
-    /// Whether these bytes stand anywhere in the file or the log.
+    /// Whether these bytes are anywhere in the file or the log.
     fn remembers(&self, needle: &str) -> bool {
         ["test.db", "test.db-wal"].iter().any(|name| {
             let bytes = std::fs::read(self.folder.path().join(name)).unwrap_or_default();
@@ -500,7 +500,7 @@ async fn a_delivery_is_recorded_once_and_leaves_the_queue() {
     let fresh = transaction.record(&[record(&one), record(&two)]).await.expect("recorded");
     assert_eq!(fresh.into_iter().collect::<Vec<_>>(), vec![two.clone()]);
     transaction.settle(&[(one.clone(), Outcome::Unchanged)]).await.expect("settled");
-    // Parking takes the record back.
+    // Parking removes the record.
     transaction.park(&[parked("msg_2", None, b"x", None)]).await.expect("parked");
     transaction.commit().await.expect("committed");
 
@@ -585,7 +585,7 @@ async fn forgetting_removes_what_is_kept_beside_the_row() {
 #[tokio::test]
 async fn nothing_of_an_erased_user_remains_in_the_file_or_the_log() {
     let world = World::new().await;
-    // Enough neighbours, of changing sizes, that pages split and merge around the person.
+    // Enough neighbours of changing sizes for pages to split and merge around the person.
     let mut person = user("user_000150");
     person.profile.set(user::EMAIL, text("needle-ada-needle@example.com"));
     person.profile.set(

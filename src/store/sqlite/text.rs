@@ -1,4 +1,4 @@
-//! Values as SQLite holds them: times are RFC 3339 UTC text with milliseconds, booleans 0/1, JSON text.
+//! Values as SQLite stores them: times are RFC 3339 UTC text with milliseconds, booleans are 0 or 1, JSON is text.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::{
@@ -13,12 +13,12 @@ use crate::store::{
     sql::{Row, RowCells},
 };
 
-/// Such as `2026-11-21T20:57:27.123Z`: always as long, so that the order of the text is the order of time.
+/// For example `2026-11-21T20:57:27.123Z`. The length is always the same, so text order is time order.
 pub(super) fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// The rows of a query that is not one of those which all databases share.
+/// The rows of a query that is specific to SQLite.
 pub(super) async fn ask(
     connection: &mut SqliteConnection,
     query: Query<'_, sqlx::Sqlite, SqliteArguments>,
@@ -31,7 +31,7 @@ pub(super) fn read_integer(row: &SqliteRow, column: &str) -> Result<Option<i64>>
     row.try_get_unchecked(column).map_err(explain)
 }
 
-/// Something of ours that somebody else must have written.
+/// The error for a value in clerk-sync's tables that another program must have written.
 pub(super) fn unreadable(column: &str) -> StoreError {
     StoreError {
         place: Some(format!("column {column} cannot be read")),

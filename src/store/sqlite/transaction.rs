@@ -1,7 +1,7 @@
-//! One transaction, with all control by hand, and how statements run in it.
+//! One transaction with explicit control, and how statements run in it.
 //!
-//! It never gives its connection back while a transaction is open on it. Dropped without an end, by whatever
-//! cancelled the task, it closes the connection, and SQLite rolls back.
+//! It never returns its connection to the pool while a transaction is open on it. If it is dropped before its end, for example
+//! because its task was cancelled, it closes the connection, and SQLite rolls back.
 
 use std::{
     collections::HashMap,
@@ -31,20 +31,20 @@ use crate::{
 
 pub(super) struct SqliteSession {
     pub(super) kinds: Kinds,
-    /// `None` once it is given back.
+    /// `None` after it was returned to the pool.
     connection: Option<PoolConnection<sqlx::Sqlite>>,
-    /// Why it cannot go on. After an error SQLite may have rolled back by itself, and then every further statement
-    /// would commit on its own.
+    /// The error that ended the transaction. After an error SQLite may have rolled back by itself, and then later statements
+    /// would each commit on their own.
     over: Option<StoreError>,
     /// Whether it only reads: each statement then sees what was committed before it.
     reads: bool,
-    /// Whether something of a person was removed.
+    /// Whether personal data was removed.
     erased: bool,
     housekeeping: Arc<Housekeeping>,
 }
 
 impl SqliteSession {
-    /// With the connection, which is closed if the session is dropped in the middle of a transaction.
+    /// Takes the connection, which is closed if the session is dropped in the middle of a transaction.
     pub(super) fn new(
         connection: PoolConnection<sqlx::Sqlite>,
         kinds: Kinds,
@@ -55,8 +55,8 @@ impl SqliteSession {
     }
 
     pub(super) async fn begin(&mut self, patience: Patience) -> Result<()> {
-        // The lock is the whole database's, so to wait briefly does not spare one user the other's lock; it only
-        // keeps many small transactions from outlasting the sender together. Set every time, it is never left over.
+        // The lock covers the whole database, so a change of any other user also blocks. A short wait only keeps many small
+        // transactions together within the sender's timeout. It is set every time, so that no old value remains.
         let begin = match patience {
             Patience::Normal | Patience::Long => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
             Patience::Short => "PRAGMA busy_timeout = 50; BEGIN IMMEDIATE",
@@ -64,7 +64,7 @@ impl SqliteSession {
         control(self.connection()?, begin).await
     }
 
-    /// The connection, as long as the transaction can go on.
+    /// The connection, unless an error has ended the transaction.
     pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection> {
         if let Some(error) = &self.over {
             return Err(error.clone());
@@ -72,7 +72,7 @@ impl SqliteSession {
         self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
     }
 
-    /// Remember an error: the transaction ends with it.
+    /// Store an error: it ends the transaction.
     fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
             self.over.get_or_insert_with(|| error.clone());
@@ -80,8 +80,9 @@ impl SqliteSession {
         result
     }
 
-    /// What was done to rows of this table, where code of the application may run. If the statement cannot run though all that
-    /// is ours is there, it is a trigger that cannot, or something else that the application has put on the table.
+    /// Judge the result of a statement on this table, where the application's code may run. If the statement cannot run
+    /// although the table has all of clerk-sync's columns, the fault is a trigger, or something else that the application added
+    /// to the table.
     async fn judged<T>(&mut self, table: &str, written: Result<T>) -> Result<T> {
         let kinds = self.kinds;
         match written {
@@ -94,8 +95,8 @@ impl SqliteSession {
         }
     }
 
-    /// Do it to all of these of one kind, or to each of them as far as the application lets us. Gives to whom it was done, and who
-    /// refused.
+    /// Apply a step to all of these rows of one kind together or, if the application refuses, to each alone. Returns the ids
+    /// for which it succeeded, and the refusals.
     async fn each(
         &mut self,
         step: Step,
@@ -138,7 +139,7 @@ impl SqliteSession {
         Ok(done)
     }
 
-    /// Do what the application may refuse, so that a refusal leaves the transaction as it was.
+    /// Run an operation that the application may refuse. A refusal leaves the transaction as it was.
     async fn refusable<T>(
         &mut self,
         table: &str,
@@ -155,7 +156,7 @@ impl SqliteSession {
             }
             Err(refused) if refused.is_about_the_data() => {
                 let undone = control(self.connection()?, "ROLLBACK TO erasure; RELEASE erasure").await;
-                // A trigger with RAISE(ROLLBACK) leaves no savepoint and no transaction. Then the refusal is final.
+                // A trigger with RAISE(ROLLBACK) removes the savepoint and the transaction. Then the refusal is final.
                 if undone.is_err() {
                     self.over = Some(refused.clone());
                 }
@@ -181,7 +182,7 @@ impl Session for SqliteSession {
     }
 
     async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // There is no such thing here.
+        // SQLite has no row level security.
         Ok(None)
     }
 
@@ -202,13 +203,13 @@ impl Session for SqliteSession {
             };
             fates.extend(done.into_iter().map(|id| (id, fate.clone())));
             refusals.extend(refused);
-            // A trigger can also keep a row without a word.
+            // A trigger can also keep a row silently.
             standing = telling(self, &standing).await?;
         }
         if ways.is_empty() {
             standing = telling(self, &standing).await?;
         }
-        // Whether they are deleted is not for the mark to say, so it does not matter if the application lets us.
+        // The mark does not decide whether a row counts as deleted, so a refusal by the application does not matter.
         self.each(Step::Mark(Mark::Set), &standing, at).await?;
         for id in standing {
             let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
@@ -237,7 +238,7 @@ impl Session for SqliteSession {
             self.rollback().await;
             return Err(error);
         }
-        // What was written may have to be worked on.
+        // The commit may have added work.
         self.housekeeping.bell.notify_one();
         if let Some(mut connection) = self.connection.take() {
             // A cancelled task may end here; the connection is no longer in a transaction.
@@ -250,7 +251,7 @@ impl Session for SqliteSession {
         if self.reads {
             return;
         }
-        // If that fails the connection is closed.
+        // If the rollback fails, the connection is closed.
         let Some(connection) = self.connection.as_deref_mut() else { return };
         if control(connection, "ROLLBACK").await.is_ok() {
             drop(self.connection.take());
@@ -317,7 +318,7 @@ impl SqlSession for SqliteSession {
     }
 
     fn leaves_work(&mut self) {
-        // The bell is rung after every commit.
+        // Every commit notifies the workers anyway.
     }
 
     fn removed_personal_data(&mut self) {
@@ -325,7 +326,7 @@ impl SqlSession for SqliteSession {
     }
 }
 
-/// Whether all that is ours of the table is there.
+/// Whether the table has all of clerk-sync's columns.
 async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &str) -> bool {
     let Some(entity) = kinds.iter().find(|entity| entity.table == table) else { return false };
     let statements = Statements::of(entity, FieldSet::ALL);
@@ -333,23 +334,23 @@ async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &s
     rows(connection, kinds, &statements.load, nobody).await.is_ok()
 }
 
-/// What the writer keeps in mind from one transaction to the next.
+/// State that the writer keeps between transactions.
 pub(super) struct Housekeeping {
     removal: Removal,
-    /// Whether the write-ahead log may still hold something of an erased user.
+    /// Whether the write-ahead log may still hold data of an erased user.
     log_is_stale: AtomicBool,
-    /// Rung after each commit.
+    /// Notified after each commit.
     pub(super) bell: Arc<Notify>,
 }
 
 impl Housekeeping {
     pub(super) fn new(removal: Removal) -> Self {
-        // Somebody may have died between an erasure's commit and its checkpoint.
+        // A process may have died between the commit of an erasure and its checkpoint.
         Self { removal, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
     }
 
-    /// Empty the write-ahead log after an erasure. It waits a little for readers that still need the log; if they
-    /// take longer, each following commit tries once, without waiting.
+    /// Empty the write-ahead log after an erasure. It waits briefly for readers that still need the log. If they take longer,
+    /// each later commit tries once without waiting.
     pub(super) async fn tidy(&self, connection: &mut SqliteConnection, erased: bool) {
         let patience = match (erased, self.log_is_stale.load(Ordering::Relaxed)) {
             (true, _) => "PRAGMA busy_timeout = 500",
@@ -363,14 +364,14 @@ impl Housekeeping {
     }
 }
 
-/// Move the write-ahead log into the database and empty it; returns whether that could be done.
+/// Move the write-ahead log into the database and empty it; returns whether that succeeded.
 async fn checkpoint(connection: &mut SqliteConnection) -> Result<bool> {
     let busy: i64 =
         sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(connection).await.map_err(explain)?;
     Ok(busy == 0)
 }
 
-/// Run transaction control, which takes no parameters and gives no rows that matter.
+/// Run transaction control, which takes no parameters and whose rows do not matter.
 async fn control(connection: &mut SqliteConnection, statements: &'static str) -> Result<()> {
     sqlx::raw_sql(statements).execute(connection).await.map_err(explain)?;
     Ok(())
