@@ -1,4 +1,4 @@
-//! Lists the files of `migrations/`, so that a new one is found without being named.
+//! Lists the files in `migrations/`, so that new migrations are found automatically.
 
 use std::{env, fmt::Write as _, fs, path::Path};
 

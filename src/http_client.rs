@@ -1,12 +1,12 @@
-//! The HTTP client, as every part of the program makes it.
+//! The HTTP client that all modules use.
 //!
-//! It says who we are, follows no redirect, because what we send is for the address that the operator named, and speaks TLS
-//! by ring, as our connections to PostgreSQL do: the other provider takes a quarter of a build.
+//! It names clerk-sync as its user agent and follows no redirects, because requests are meant only for the address that the
+//! operator configured. TLS uses ring, like the connections to PostgreSQL: the other provider takes a quarter of a build.
 
 use reqwest::{Client, ClientBuilder, Response, redirect};
 use rustls::crypto::ring;
 
-/// A client to be told its deadlines.
+/// A client builder; the caller sets the deadlines.
 pub fn builder() -> ClientBuilder {
     use_ring();
     Client::builder()
@@ -14,13 +14,13 @@ pub fn builder() -> ClientBuilder {
         .redirect(redirect::Policy::none())
 }
 
-/// Let TLS be done by ring, where nothing else is chosen.
+/// Use ring for TLS, unless another provider is set.
 pub fn use_ring() {
-    // An error says that there is one already, which is all that is needed.
+    // An error means that a provider is already set, which is sufficient.
     _ = ring::default_provider().install_default();
 }
 
-/// The beginning of an answer's body: at most so many bytes, and less if the connection breaks.
+/// The beginning of an answer's body: at most this many bytes, and fewer if the connection breaks.
 pub async fn beginning(mut response: Response, most: usize) -> Vec<u8> {
     let mut body = Vec::new();
     while body.len() < most

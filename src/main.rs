@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-/// Many small allocations a second, freed on other threads: what mimalloc is good at.
+/// The program makes many small allocations and frees them on other threads, which suits mimalloc.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,5 +1,5 @@
-//! `audit`: what happened to one user, when, and why; and the proof that nobody has changed the trail that says so. There
-//! are no values in it, and so nothing of the person.
+//! `audit`: what happened to one user, when, and why; and the verification that the audit trail is unchanged. The trail
+//! holds no values, and so no personal data.
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -17,10 +17,10 @@ use crate::{
     sync::chain::{self, UNSEALED_COUNTED, Verification},
 };
 
-/// Lines read at once.
+/// Lines read per query.
 const PAGE: u32 = 500;
 
-/// Print what happened to a user, the oldest first; exits with 1 if nothing is known of them
+/// Print what happened to a user, oldest first; exits with 1 if the user is unknown
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Audit {
@@ -31,24 +31,24 @@ pub(super) struct Audit {
     #[arg(value_name = "USER_ID", value_parser = user_id, required = true)]
     user_id: Option<ClerkId>,
 
-    /// Print a line of JSON each
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Action {
-    /// Prove that no line of the audit trail was changed, removed, or slipped in later
+    /// Verify that no line of the audit trail was changed, removed or inserted later
     ///
-    /// Exits with 1 and names what is wrong if one was. Lines of the last moment, which no seal covers yet, are counted.
-    /// Whoever may write everything in the database could write the whole chain anew, or cut off its end: keep the newest
-    /// seal that this prints somewhere else, and give it to --seal the next time.
+    /// Exits with 1 and names the first faults if the trail was tampered with. The newest lines, which no seal covers yet,
+    /// are counted. Anyone with write access to the whole database could rewrite the chain, or cut off its end: store the
+    /// newest seal that this command prints somewhere else, and pass it to --seal the next time.
     Verify {
-        /// A seal that was printed before and kept elsewhere: it must still be the same; may be repeated
+        /// A seal that was printed earlier and kept elsewhere: it must still match; may be repeated
         #[arg(long = "seal", value_name = "NUMBER:HASH")]
         seals: Vec<Mark>,
 
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -64,7 +64,7 @@ impl Audit {
             (None, Some(id)) => {
                 on_store(settings, true, async |_, store| trail(store, &id, self.json).await).await
             }
-            (None, None) => Err(Failure::usage("the trail of whom? Name the user's id, or see --help")),
+            (None, None) => Err(Failure::usage("no user given: name the user's id, or see --help")),
         }
     }
 }
@@ -82,7 +82,7 @@ async fn trail(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failur
     if after.is_some() {
         return Ok(());
     }
-    // The trail is that of whatever has this id, of every kind.
+    // The trail covers every kind that has this id.
     let mut ids: Vec<ClerkId> =
         entity::ALL.iter().filter_map(|kind| ClerkId::new(kind, id.as_str())).collect();
     ids.sort();
@@ -91,12 +91,12 @@ async fn trail(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failur
         return Err(never_heard_of(id));
     }
     let hint = if known.has(id) {
-        format!(": `clerk-sync erase status {id}` says how they stand")
+        format!(": `clerk-sync erase status {id}` shows its state")
     } else {
         String::new()
     };
-    // To standard error: a program that reads the lines finds none.
-    complain(&format!("{id} is known here, and no line of the audit trail is about it{hint}"));
+    // To standard error: a program that parses the lines must not read this one.
+    complain(&format!("{id} is known here, but the audit trail has no line about it{hint}"));
     Ok(())
 }
 
@@ -119,7 +119,7 @@ async fn verify(config: &Config, store: &dyn Store, seals: &[Mark], json: bool) 
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    Err(Failure::failed(format!("the audit trail is not as it was sealed: {first}{more}")))
+    Err(Failure::failed(format!("the audit trail does not match its seals: {first}{more}")))
 }
 
 fn print_report(report: &Verification) {
@@ -130,13 +130,13 @@ fn print_report(report: &Verification) {
     if *found > faults.len() as u64 {
         say!("and {} more", found - faults.len() as u64);
     }
-    let verdict = if report.is_whole() { "all as they were sealed" } else { "not all as they were sealed" };
+    let verdict = if report.is_whole() { "all match their seals" } else { "not all match their seals" };
     say!("{} under {}, {verdict}", count(*lines, "line", "lines"), count(*seals, "seal", "seals"));
     if let Some(newest) = newest {
-        say!("newest seal, to be kept elsewhere: {newest}");
+        say!("newest seal (store it elsewhere): {newest}");
     }
     let oldest =
-        unsealed.since.map(|since| format!(", the oldest of {}", rfc3339(since))).unwrap_or_default();
+        unsealed.since.map(|since| format!(", the oldest from {}", rfc3339(since))).unwrap_or_default();
     let at_least = if unsealed.lines == u64::from(UNSEALED_COUNTED) { "at least " } else { "" };
     say!("not sealed yet: {at_least}{}{oldest}", count(unsealed.lines, "line", "lines"));
 }

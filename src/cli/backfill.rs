@@ -1,4 +1,4 @@
-//! `backfill`: all objects of the selected kinds, or some users, through Clerk's Backend API.
+//! `backfill`: imports all objects of the selected kinds, or some users, through Clerk's Backend API.
 
 use std::{
     collections::HashSet,
@@ -32,16 +32,16 @@ use crate::{
     },
 };
 
-/// How often a line tells how far it is, where no terminal shows a bar.
+/// How often a log line reports the progress where no terminal shows a bar.
 const TELL: Duration = Duration::from_secs(5);
 
-/// Users who are told by name.
+/// At most this many users are listed by id.
 const NAMED: usize = 20;
 
-/// Before this there was no Clerk, by far: 2001, in unix seconds.
+/// Clerk did not exist before this time: 2001, in unix seconds.
 const FIRST: i64 = 978_307_200;
 
-/// Take in all that Clerk's Backend API shows; an interrupted run goes on where it was
+/// Import all objects that Clerk's Backend API lists; an interrupted run resumes where it stopped
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Backfill {
@@ -49,12 +49,12 @@ pub(super) struct Backfill {
     #[arg(long, value_name = "KIND", value_parser = any_kind)]
     entity: Option<&'static Entity>,
 
-    /// Begin anew, even if a run was interrupted or is under way
+    /// Start from scratch, even if a run was interrupted or is in progress
     #[arg(long)]
     restart: bool,
 
-    /// Only users with these e-mail addresses: a list, or @FILE with one a line (a line that begins with # is a comment).
-    /// Of several of --email, --phone and --user-id, everybody whom any of them names
+    /// Only users with these e-mail addresses: a list, or @FILE with one per line (lines that begin with # are comments).
+    /// If several of --email, --phone and --user-id are given, users that match any of them are imported
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
     email: Vec<String>,
 
@@ -66,24 +66,23 @@ pub(super) struct Backfill {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = is_not_empty)]
     user_id: Vec<String>,
 
-    /// Only users that Clerk's search finds; narrows the lists
+    /// Only users that match this query in Clerk's search; narrows the lists
     #[arg(long, value_name = "TEXT", value_parser = is_not_empty)]
     query: Option<String>,
 
-    /// Only users who signed up after this: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds; narrows
-    /// the lists
+    /// Only users who signed up after this time: 2026-01-31, 2026-01-31T12:00:00Z or unix milliseconds; narrows the lists
     #[arg(long, value_name = "TIME", value_parser = time)]
     created_after: Option<DateTime<Utc>>,
 
-    /// Requests a second [default: 90 with a key of production, else 9]
+    /// Requests per second [default: 90 with a production key, else 9]
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<NonZeroU32>,
 
-    /// Tell other systems of what is written; else they hear only of what Clerk's webhooks say
+    /// Notify other systems of what is written; by default they are notified only of changes from Clerk's webhooks
     #[arg(long)]
     emit: bool,
 
-    /// Let users come from another instance of Clerk than so far; --clerk-instance-id, if it is set, still counts
+    /// Allow users from another Clerk instance than before; --clerk-instance-id, if set, still applies
     #[arg(long)]
     change_instance: bool,
 
@@ -107,7 +106,7 @@ impl Backfill {
         for entity in kinds {
             let wanted = Wanted { entity, ..wanted.clone() };
             if done.has(&context, &wanted) {
-                tracing::info!(kind = entity.kind, "taken in before the run was interrupted");
+                tracing::info!(kind = entity.kind, "imported before the run was interrupted");
             } else {
                 self.run_of(&context, &wanted, &mut done).await?;
             }
@@ -123,7 +122,7 @@ impl Backfill {
         let walk = backfill(context, wanted, done, self.restart, tell);
         let summary = unless_stopped(walk, || interrupted(&hear.borrow(), wanted.entity)).await;
         drop(hear);
-        // Ends by itself: nobody tells it any more.
+        // It ends by itself, because the sender is gone.
         let _ = teller.await;
         let summary = summary??;
         let unknown = self.unknown(wanted, context).await?;
@@ -148,13 +147,13 @@ impl Backfill {
             }
         };
         Err(Failure::failed(format!(
-            "Clerk does not know {} of the {asked_for} asked for: {}{here}",
+            "Clerk does not know {} of the {asked_for} requested: {}{here}",
             unknown.values.len(),
             word(&unknown.values.join(", "))
         )))
     }
 
-    /// Ids, addresses and numbers that nobody at Clerk has, unless something else may have kept them out.
+    /// Ids, addresses and numbers that no user at Clerk has, unless another filter may have excluded those users.
     async fn unknown(&self, wanted: &Wanted, context: &CatchUp) -> Result<Unknown, Failure> {
         let mut unknown = Unknown::default();
         if self.query.is_some() || self.created_after.is_some() {
@@ -174,8 +173,8 @@ impl Backfill {
                 unknown.values.extend(nobodys);
                 continue;
             }
-            // Whoever asked at a terminal may read them there. Anywhere else may be a log, where nobody's address or number
-            // belongs: they are told by their place.
+            // A terminal may show addresses and numbers to the person who typed them. Other output may be a log, which must not
+            // contain them: there they are shown by their position.
             let at_terminal = stderr().is_terminal();
             let flag = if *filter == "phone_number" { "--phone" } else { "--email" };
             let places = values.iter().enumerate().filter(|(_, value)| nobodys.contains(value));
@@ -198,20 +197,20 @@ impl Backfill {
         };
         if wanted.is_narrowed() && *wanted.entity != USER {
             return Err(Failure::usage(format!(
-                "of kind {} all are taken in: --email, --phone, --user-id, --query and --created-after are about users",
+                "all objects of kind {} are imported: --email, --phone, --user-id, --query and --created-after concern users",
                 wanted.entity.kind
             )));
         }
         for (_, ids) in wanted.lists.iter().filter(|(name, _)| *name == "user_id") {
             for id in ids {
-                // Of a file that is no list a line may be of any length.
+                // In a file that is no list a line may have any length.
                 user_id(id).map_err(|why| Failure::usage(format!("--user-id {id:.40}: {why}")))?;
             }
         }
         Ok(wanted)
     }
 
-    /// `asked_for`: how many ids, addresses and numbers were given, which says whether each of them has a user at Clerk.
+    /// `asked_for`: how many ids, addresses and numbers were given. If it is not 0, the report states it.
     fn report(&self, entity: &Entity, summary: &Summary, asked_for: usize, took: Duration) {
         let Counts { seen, applied, unchanged, stale, left_out, reasons } = &summary.counts;
         if self.json {
@@ -231,9 +230,9 @@ impl Backfill {
             return;
         }
         if asked_for > 0 {
-            say!("{asked_for:>9}  asked for by id, address or number");
+            say!("{asked_for:>9}  requested by id, address or number");
         }
-        let went_on = if summary.resumed { ", going on with an interrupted run" } else { "" };
+        let went_on = if summary.resumed { ", resuming an interrupted run" } else { "" };
         if summary.switched_off {
             say!("{}", off(entity));
             return;
@@ -242,8 +241,8 @@ impl Backfill {
         say!("{seen:>9}  {} at Clerk, in {:.1} s{went_on}", noun(*seen, &one, &many), took.as_secs_f64());
         for (count, what) in [
             (applied, "written"),
-            (unchanged, "the same already"),
-            (stale, "newer here, or deleted here"),
+            (unchanged, "already up to date"),
+            (stale, "newer or deleted here"),
             (left_out, "left out"),
         ] {
             if *count > 0 {
@@ -253,23 +252,23 @@ impl Backfill {
     }
 }
 
-/// What was asked for and is nobody's at Clerk.
+/// Requested ids, addresses and numbers that no user at Clerk has.
 #[derive(Default)]
 struct Unknown {
-    /// As they are told.
+    /// As they are printed.
     values: Vec<String>,
-    /// Ids of those among them who have a row here.
+    /// Those ids among them that have a row here.
     here: Vec<String>,
 }
 
-/// Who would be erased now that users come from another instance of Clerk.
+/// Print which users a reconcile would erase now that users come from another instance of Clerk.
 fn tell_of(left_behind: &LeftBehind) {
     let LeftBehind { instance, users } = left_behind;
     let instance = word(instance);
     let Some(users) = users else {
         say!(
-            "Users of {instance}, the instance before, may still be here: `clerk-sync reconcile --dry-run` says whom it would \
-             erase."
+            "Users of the previous instance, {instance}, may still be here: `clerk-sync reconcile --dry-run` lists the users \
+             that it would erase."
         );
         return;
     };
@@ -278,40 +277,43 @@ fn tell_of(left_behind: &LeftBehind) {
     }
     let number = users.len() as u64;
     let what = format!(
-        "{} of {instance}, the instance before, not at Clerk now. A reconcile would erase them:",
+        "{} of the previous instance, {instance}, that Clerk does not have. A reconcile would erase them:",
         noun(number, "user", "users")
     );
     counted(number, &what, &users[..users.len().min(NAMED)]);
     say!(
-        "It withholds that until it is run with --allow-mass-delete. To carry rows over first: the runbook, \
+        "It withholds these deletions until it is run with --allow-mass-delete. To transfer the rows first, see the runbook, \
          \"From a development to a production instance\"."
     );
 }
 
-/// What one object of a kind is called, and several.
+/// The singular and the plural of a kind, for messages.
 pub(super) fn nouns(entity: &Entity) -> (String, String) {
     (entity.kind.replace('_', " "), entity.table.replace('_', " "))
 }
 
-/// So many objects of a kind.
+/// A number of objects of a kind.
 pub(super) fn objects(number: u64, entity: &Entity) -> String {
     let (one, many) = nouns(entity);
     count(number, &one, &many)
 }
 
-/// That a kind is not to be had.
+/// The message that a kind is not available at Clerk.
 pub(super) fn off(entity: &Entity) -> String {
-    format!("The instance of CLERK_SECRET_KEY has no {}: that is switched off at Clerk.", nouns(entity).1)
+    format!(
+        "The instance of CLERK_SECRET_KEY has no {}: this feature is switched off at Clerk.",
+        nouns(entity).1
+    )
 }
 
-/// The kinds that are gone through: this one, or all that are synced and have a list.
+/// The kinds to process: this one, or all synced kinds that Clerk lists.
 pub(super) fn chosen(
     only: Option<&'static Entity>,
     selection: &Selection,
 ) -> Result<Vec<&'static Entity>, Failure> {
     match only {
         Some(entity) if !selection.has(entity) => Err(Failure::usage(format!(
-            "--entity {0}: SYNC_ENTITIES does not name {0}, so that nothing of it is kept",
+            "--entity {0}: SYNC_ENTITIES does not include {0}, so it is not synced",
             entity.kind
         ))),
         Some(entity) => Ok(vec![entity]),
@@ -323,11 +325,11 @@ pub(super) fn chosen(
 pub(super) fn any_kind(text: &str) -> Result<&'static Entity, String> {
     entity::named(text).filter(|entity| entity.is_listed()).ok_or_else(|| {
         let listed = entity::ALL.iter().filter(|entity| entity.is_listed());
-        format!("allowed are {}", listed.map(|entity| entity.kind).collect::<Vec<_>>().join(", "))
+        format!("allowed: {}", listed.map(|entity| entity.kind).collect::<Vec<_>>().join(", "))
     })
 }
 
-/// Why objects were left out, some of them by name.
+/// Why objects were left out, with some of their ids.
 pub(super) fn left_out_text(entity: &Entity, counts: &Counts) -> String {
     let left_out = counts.left_out;
     let (one, many) = nouns(entity);
@@ -341,7 +343,7 @@ pub(super) fn left_out_text(entity: &Entity, counts: &Counts) -> String {
     text
 }
 
-/// Tell how far it is: a bar on a terminal, else a line in the log every few seconds.
+/// Show the progress: a bar on a terminal, else a log line every few seconds.
 async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
     let (_, many) = nouns(entity);
     let bar = progress(&format!("{{pos}} {many}, {{rate}}"));
@@ -355,7 +357,7 @@ async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
                     break;
                 }
                 let progress = hear.borrow_and_update().clone();
-                // Of a list of users nobody says beforehand how many there are.
+                // The total of a list of users is not known in advance.
                 if let Some(expected) = progress.expected.filter(|expected| bar.length() != Some(*expected)) {
                     bar.set_length(expected);
                     let all = format!("{{bar:40}} {{pos}}/{{len}} {many}, {{rate}}, {{eta}} left");
@@ -373,7 +375,7 @@ async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
     bar.finish_and_clear();
 }
 
-/// Values of a list; those of a file for each `@FILE`.
+/// The values of a list, with each `@FILE` replaced by the file's values.
 fn expand(values: &[String]) -> Result<Vec<String>, Failure> {
     let mut all: Vec<String> = Vec::new();
     for value in values {
@@ -393,23 +395,23 @@ fn expand(values: &[String]) -> Result<Vec<String>, Failure> {
     let mut seen = HashSet::new();
     all.retain(|value| seen.insert(value.clone()));
     if all.is_empty() {
-        return Err(Failure::usage("a list of users names nobody"));
+        return Err(Failure::usage("a list of users is empty"));
     }
     Ok(all)
 }
 
 fn is_not_empty(text: &str) -> Result<String, &'static str> {
-    if text.trim().is_empty() { Err("an empty value") } else { Ok(text.to_owned()) }
+    if text.trim().is_empty() { Err("the value is empty") } else { Ok(text.to_owned()) }
 }
 
-/// What is said at Ctrl-C.
+/// The message after Ctrl-C.
 fn interrupted(progress: &Progress, entity: &Entity) -> String {
     let seen = progress.counts.seen;
     let seen = match progress.expected {
         Some(expected) => format!("{seen} of {}", objects(expected, entity)),
         None => objects(seen, entity),
     };
-    format!("interrupted at {seen}; run it again to go on")
+    format!("interrupted at {seen}; run the command again to resume")
 }
 
 fn time(text: &str) -> Result<DateTime<Utc>, String> {
@@ -421,8 +423,8 @@ fn time(text: &str) -> Result<DateTime<Utc>, String> {
     }
     let seconds = text.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
     let are_seconds = seconds.is_some_and(|at| may_be(&at));
-    let hint = if are_seconds { format!("; if these are seconds, write {text}000") } else { String::new() };
-    Err(format!("that is {}, when nobody can have signed up at Clerk{hint}", at.format("%Y-%m-%d")))
+    let hint = if are_seconds { format!("; if this is in seconds, write {text}000") } else { String::new() };
+    Err(format!("that is {}, and no user can have signed up at Clerk then{hint}", at.format("%Y-%m-%d")))
 }
 
 /// A day, a time, or unix milliseconds.
@@ -434,5 +436,5 @@ pub(super) fn any_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     day()
         .or_else(instant)
         .or_else(milliseconds)
-        .ok_or("a day, a time in RFC 3339 or unix milliseconds are allowed")
+        .ok_or("expected a day, a time in RFC 3339, or unix milliseconds")
 }

@@ -1,4 +1,4 @@
-//! `config`: the configuration as it came out, where each value came from, and what `serve` would refuse.
+//! `config`: the effective configuration, the origin of each value, and what `serve` would refuse.
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -6,11 +6,11 @@ use serde_json::{Map, Value, json};
 use super::{Failure, say};
 use crate::config::{Diagnosis, Effective, Needs, Origin, Settings};
 
-/// Print the configuration as it came out, without secrets, and where each value came from; exits with 78 if `serve` would
+/// Print the effective configuration without secrets, and the origin of each value; exits with 78 if `serve` would
 /// refuse it
 #[derive(Args)]
 pub(super) struct Show {
-    /// Print it as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

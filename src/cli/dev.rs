@@ -1,4 +1,4 @@
-//! `dev`: everything on one machine with no set-up, and a story to begin with.
+//! `dev`: everything on one machine with no set-up, and a scenario of sample events.
 
 use std::{
     fmt::Write,
@@ -40,24 +40,24 @@ use crate::{
     telemetry::LogFormat,
 };
 
-/// A signature that nobody made.
+/// A signature that matches no secret.
 const FORGED: &str = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-/// As of when the users of the fake are made, so that they are the same in every run: 2026, in unix seconds.
+/// The creation time of the fake's users, fixed so that they are the same in every run: 2026, in unix seconds.
 const FAKE_BEGAN: i64 = 1_767_225_600;
 
-/// Everything on this machine with no set-up: embedded database, generated secrets, readable log
+/// Run everything on this machine with no set-up: embedded database, generated secrets, readable log
 ///
-/// So that no sample ever reaches a real database, DATABASE_URL, DATABASE_URL_FILE and CONFIG_FILE count only as flags
-/// here: the environment's and those of .env are ignored, as is a clerk-sync.toml.
+/// So that no sample ever reaches a real database, this command accepts DATABASE_URL, DATABASE_URL_FILE and CONFIG_FILE only as
+/// flags: it ignores those of the environment and of .env, and a clerk-sync.toml.
 #[derive(Args)]
 #[expect(clippy::doc_markdown, reason = "the comment is the text of --help, where backticks would be noise")]
 pub(super) struct Dev {
-    /// Send signed sample events and tell what becomes of them
+    /// Send signed sample events and print the result of each
     #[arg(long)]
     sample: bool,
 
-    /// Start a fake of Clerk's Backend API with this many users, always the same ones, and take them in
+    /// Start a fake of Clerk's Backend API with this many users, the same in every run, and import them
     #[arg(long, value_name = "N")]
     fake_clerk: Option<usize>,
 
@@ -68,11 +68,11 @@ pub(super) struct Dev {
 
 impl Dev {
     pub(super) async fn run(self, mut settings: Settings, ignored: &[&str]) -> Result<(), Failure> {
-        // Samples are of no real instance, come from this machine, and meet tables without anybody's own columns.
+        // Samples belong to no real instance, come from this machine, and go into tables without columns of the application.
         settings.set("CLERK_INSTANCE_ID", "any");
         settings.unset("WEBHOOK_ALLOWED_IPS");
         settings.unset("ANONYMIZE_COLUMNS");
-        // Nor is anything here compared with the real users of a key in `.env`.
+        // The real users of a key in `.env` are not compared with this database either.
         settings.unset("RECONCILE_INTERVAL");
         settings.set("CATCH_UP_AFTER", "off");
         settings.unset("CATCH_UP_ON_EMPTY");
@@ -89,7 +89,7 @@ impl Dev {
             config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             config.admin_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         }
-        // While a story is told the log would only repeat it, so it begins afterwards.
+        // During the scenario the log would only repeat the output, so logging starts afterwards.
         if !self.sample {
             init_log(&config)?;
         }
@@ -106,12 +106,12 @@ impl Dev {
         introduce(&config, &service, &url, generated.as_deref(), token.as_deref());
         if !ignored.is_empty() {
             say!(
-                "  {} of the environment or .env: ignored by dev. A flag names another database than this one.\n",
+                "  {} of the environment or .env: ignored by dev. To use another database, pass --database-url.\n",
                 ignored.join(", ")
             );
         }
         if fake.is_some() && !matches!(config.database, Database::Sqlite { .. }) {
-            say!("  Mind that made-up users of the fake go into this database, and stay there.\n");
+            say!("  Note: made-up users of the fake are written to this database, and stay there.\n");
         }
 
         if let Some(fake) = &fake {
@@ -128,7 +128,7 @@ impl Dev {
         if self.once {
             service.stop().await;
             say!(
-                "  That was --once. Without it the service stays, and prints a signed curl command to try.\n"
+                "  This was --once. Without it the service keeps running, and prints a signed curl command to try.\n"
             );
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl Dev {
 }
 
 impl Dev {
-    /// A Clerk of our own in place of the real one.
+    /// Start a fake Clerk in place of the real one.
     async fn start_fake(&self, settings: &mut Settings) -> Result<Option<Fake>, Failure> {
         let Some(users) = self.fake_clerk else { return Ok(None) };
         let options = Options {
@@ -162,13 +162,13 @@ impl Dev {
     }
 }
 
-/// Remember that there are none but made-up people in this database. Where there are users of a real instance samples must
-/// not be among them; where there is anybody and nobody knows of which, only whoever named the database does.
+/// Record that this database holds only made-up users. A database with users of a real instance is refused, because samples
+/// must not be mixed with them. If the instance of the users is unknown, the operator decides by naming the database.
 async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failure> {
     match store.origin().await?.map(|origin| origin.instance) {
         Some(known) if known != sample::INSTANCE => Err(Failure::configuration(format!(
-            "the users of {} came from instance {known} of Clerk, and samples must not be among them: name another database, \
-             such as --database-url sqlite://sample.db",
+            "the users of {} came from instance {known} of Clerk, and samples must not be mixed with them: name another \
+             database, for example --database-url sqlite://sample.db",
             config.database.place()
         ))),
         Some(_) => Ok(()),
@@ -182,9 +182,9 @@ async fn mark_as_made_up(config: &Config, store: &dyn Store) -> Result<(), Failu
     }
 }
 
-/// Take in the users of the fake.
+/// Import the users of the fake.
 async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure> {
-    // There is no limit that a fake would have to be protected by.
+    // The fake has no rate limit.
     let context = catching_up(config, store, rules(config), NonZeroU32::new(1000))?;
     let context = CatchUp { instance: Instance::default(), ..context.context("there is no key")? };
     heading("A fake Clerk");
@@ -200,13 +200,13 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     Ok(())
 }
 
-/// Say how to go on with the fake.
+/// Print commands to try with the fake.
 fn invite_to_compare(config: &Config, fake: &Fake) {
-    say!("  Compare with it, or ask for one of its users:\n");
+    say!("  Compare the database with it, or fetch one of its users:\n");
     let program = program();
     let database = match &config.database {
         Database::Sqlite { path } => format!("sqlite://{}", path.display()),
-        // With its password it is not repeated.
+        // A URL with a password is not repeated.
         Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => "…".to_owned(),
     };
     let some_user = fake.users().ids().into_iter().next().map(|id| format!("ensure {id}"));
@@ -224,7 +224,7 @@ fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "clerk-sync".to_owned())
 }
 
-/// A secret of the environment or the command line is used; else one is made up for this run.
+/// Use the secret of the environment or the command line; without one, generate a secret for this run.
 fn generate_secret_if_missing(settings: &mut Settings) -> Result<Option<String>, Failure> {
     use base64::{Engine, engine::general_purpose::STANDARD};
     if !settings.signing_secrets()?.is_empty() {
@@ -248,7 +248,7 @@ fn generate_token_if_missing(config: &mut Config) -> Option<String> {
 fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>, token: Option<&str>) {
     let shown = |made_up: Option<&str>, variable: &str| match made_up {
         Some(value) => format!("{value}  (made up for this run)"),
-        None => format!("yours, from {variable}"),
+        None => format!("from {variable}"),
     };
     say!();
     heading("clerk-sync is running");
@@ -270,7 +270,7 @@ fn introduce(config: &Config, service: &Service, url: &str, secret: Option<&str>
     );
 }
 
-/// Say how to post an event, and how to read the users back.
+/// Print how to post an event, and how to read the users.
 fn invite(
     service: &Service,
     url: &str,
@@ -284,14 +284,14 @@ fn invite(
     let curl = sample::curl(url, &random_id("msg_"), &body, secret, now);
     let setting =
         generated.map(|secret| format!("CLERK_WEBHOOK_SIGNING_SECRET='{secret}' ")).unwrap_or_default();
-    // A token of the environment is not repeated: the shell knows it, or whoever set it does.
+    // A token of the environment is not printed: the shell knows it, or its owner does.
     let header = match token {
         Some(token) => format!("'authorization: Bearer {token}'"),
         None => "\"authorization: Bearer $ADMIN_TOKEN\"".to_owned(),
     };
-    heading("Now you");
+    heading("Try it");
     say!(
-        "  Post an event yourself; the signature is good for five minutes:
+        "  Post an event yourself; the signature is valid for five minutes:
 
 {curl}
 
@@ -299,11 +299,11 @@ fn invite(
 
 {setting}{} send user.updated --user-id {user_id} --url {url}
 
-  And read the users back:
+  Then read the users:
 
 curl -H {header} http://{}/v1/users
 
-  Ctrl-C stops. What arrives from now on is logged here:
+  Ctrl-C stops the service. Events that arrive from now on are logged here:
 ",
         program(),
         service.private
@@ -311,7 +311,7 @@ curl -H {header} http://{}/v1/users
     Ok(())
 }
 
-/// Post deliveries such as Clerk's, in the ways in which they really come, and say what becomes of them.
+/// Post deliveries in the orders in which Clerk's really arrive, and print the result of each.
 async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
     let user_id = random_id("user_");
     let id = ClerkId::new(&USER, user_id.clone()).context("a sample id is not an id")?;
@@ -330,10 +330,10 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
     for (title, message, body, signature, expected) in [
         ("user.created: Ada signs up", 0, &created, None, "applied"),
         ("user.updated: she marries", 1, &updated, None, "applied"),
-        ("the same delivery again, as Svix sends when in doubt", 1, &updated, None, "duplicate"),
+        ("the same delivery again, as Svix sends it when in doubt", 1, &updated, None, "duplicate"),
         ("user.created once more under another id, out of order", 2, &created, None, "stale"),
         ("user.deleted: she leaves", 3, &deleted, None, "applied"),
-        ("user.updated, newer still, but too late: deletion is final", 4, &updated_last, None, "stale"),
+        ("user.updated, newer, but too late: deletion is final", 4, &updated_last, None, "stale"),
         ("a forgery", 5, &created, Some(FORGED), "invalid_signature"),
     ] {
         let (svix_id, began) = (&messages[message], Instant::now());
@@ -352,7 +352,9 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
         match (&row, &after) {
             (before, after) if before == after => say!("       nothing changed\n"),
             (before, Some(after)) => say!("{}", changes(before.as_ref(), after)),
-            (_, None) => say!("       the row is gone; a tombstone stays, and nothing brings her back\n"),
+            (_, None) => {
+                say!("       the row is gone; a tombstone remains, and later events cannot restore her\n")
+            }
         }
         row = after;
     }
@@ -362,7 +364,7 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
     Err(Failure::failed(format!("not as expected: {}", surprises.join("; "))))
 }
 
-/// What of a row is new: its fields, or what they were and are.
+/// The differences between two rows: new fields, or fields with their old and new values.
 fn changes(before: Option<&Map<String, Value>>, after: &Map<String, Value>) -> String {
     let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut lines = String::new();

@@ -1,4 +1,4 @@
-//! `ensure`: one object, fetched from Clerk if need be.
+//! `ensure`: one object, fetched from Clerk if it is missing.
 
 use clap::Args;
 
@@ -13,19 +13,19 @@ pub(super) struct Ensure {
     id: ClerkId,
 }
 
-/// An id of the kind that it begins as, out of those that can be asked for.
+/// An id of the kind that its prefix names, if Clerk's API can return a single object of that kind.
 fn any_id(text: &str) -> Result<ClerkId, String> {
     let id = user_id(text)?;
     let named = entity::ALL
         .iter()
         .filter(|entity| !entity.id_prefix.is_empty() && text.starts_with(entity.id_prefix));
-    // Some prefixes begin like others.
+    // Some prefixes begin with another kind's prefix.
     let Some(kind) = named.max_by_key(|entity| entity.id_prefix.len()) else {
         return Ok(id);
     };
     if !kind.has_one {
         return Err(format!(
-            "Clerk shows no single {}: reconcile --entity {}",
+            "Clerk's API does not return a single {}: use `clerk-sync reconcile --entity {}`",
             kind.kind.replace('_', " "),
             kind.kind
         ));
@@ -39,7 +39,7 @@ impl Ensure {
         let (id, kind) = (&self.id, self.id.entity().kind);
         if !context.rules.selection.has(id.entity()) {
             return Err(Failure::usage(format!(
-                "{id}: SYNC_ENTITIES does not name {kind}, so that none is kept"
+                "{id}: SYNC_ENTITIES does not include {kind}, so it is not synced"
             )));
         }
         let store = context.store.clone();
@@ -50,7 +50,9 @@ impl Ensure {
                 say!("{}", http::row_as_json(&row));
                 Ok(())
             }
-            Ok(None) => Err(Failure::failed(format!("Clerk does not know {kind} {id}, or it was deleted"))),
+            Ok(None) => {
+                Err(Failure::failed(format!("Clerk does not know {kind} {id}, or it is deleted here")))
+            }
             Err(trouble) => Err(Failure::from(&*trouble)),
         }
     }

@@ -1,4 +1,4 @@
-//! `erase`: people, out of everything; and what became of that.
+//! `erase`: erases users everywhere, and reports on each erasure.
 
 use std::{
     fs,
@@ -25,10 +25,10 @@ use crate::{
     sync::erasure::{self, Fate},
 };
 
-/// Receipts read at once.
+/// Receipts read per query.
 const PAGE: u32 = 1000;
 
-/// Erase a user, and see to it that every copy is gone
+/// Erase a user, and ensure that every copy is erased
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Erase {
@@ -39,64 +39,65 @@ pub(super) struct Erase {
     #[arg(value_name = "USER_ID", value_parser = user_id, required = true)]
     user_id: Option<ClerkId>,
 
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
 
 #[derive(Subcommand)]
 enum Action {
-    /// Show where an erasure has to reach, and whether it did; exits with 1 if nothing is known of the user
+    /// Show each destination of a user's erasure and its state; exits with 1 if the user is unknown
     Status {
         /// Clerk's id of the user
         #[arg(value_name = "USER_ID", value_parser = user_id)]
         user_id: ClerkId,
 
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// List the erasures that are not confirmed everywhere
     Report {
-        /// Only those that were asked for longer ago than --days; exits with 1 if there are any
+        /// Only erasures requested more than --days ago; exits with 1 if there are any
         #[arg(long)]
         overdue: bool,
 
-        /// How long an erasure may take
+        /// How long an erasure may take, in days
         #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3650))]
         days: u32,
 
-        /// Print them as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Erase a user at once whose erasure is held back
+    /// Carry out a delayed erasure now
     Now {
         /// Clerk's id of the user
         #[arg(value_name = "USER_ID", value_parser = user_id)]
         user_id: ClerkId,
 
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long)]
         yes: bool,
     },
-    /// Take back a deletion whose erasure is held back
+    /// Cancel a deletion whose erasure is delayed
     Cancel {
         /// Clerk's id of the user
         #[arg(value_name = "USER_ID", value_parser = user_id)]
         user_id: ClerkId,
 
-        /// Where there is no key to ask Clerk with: believe that it still knows the user
+        /// Without a key for Clerk's API: assume that Clerk still knows the user
         #[arg(long)]
         force: bool,
     },
-    /// Print who was erased, to be kept apart from the backups
+    /// Print the list of erased users, to be stored apart from the backups
     Export {
-        /// Only who was erased here at this time or later, whenever Clerk deleted them: 2026-01-31, a time such as 2026-01-31T12:00:00Z, or unix milliseconds
+        /// Only users erased here at or after this time, whenever Clerk deleted them: 2026-01-31, 2026-01-31T12:00:00Z or unix
+        /// milliseconds
         #[arg(long, value_name = "TIME", value_parser = any_time)]
         since: Option<DateTime<Utc>>,
     },
-    /// Erase everybody again on such a list, after a backup was restored
+    /// Erase all users on such a list again after a backup was restored
     Replay {
         /// The list; - is standard input
         #[arg(value_name = "FILE")]
@@ -129,19 +130,21 @@ impl Erase {
             }
             (Some(Action::Replay { file, json }), _) => replay(settings, &file, json).await,
             (None, Some(id)) => erase(settings, &id, self.yes, false).await,
-            (None, None) => Err(Failure::usage("erase whom? Name the user's id, or see --help")),
+            (None, None) => Err(Failure::usage("no user given: name the user's id, or see --help")),
         }
     }
 }
 
-/// `now`: somebody whose erasure is held back.
+/// `now`: erase a user whose erasure is delayed.
 async fn erase(settings: &Settings, id: &ClerkId, yes: bool, now: bool) -> Result<(), Failure> {
-    // A word that was mistyped must not leave a tombstone and look like an erasure.
+    // A mistyped subcommand must not create a tombstone and look like an erasure.
     if !now && !id.as_str().starts_with("user_") {
-        return Err(Failure::usage(format!("{id} is no id of a user: Clerk's begin with user_")));
+        return Err(Failure::usage(format!(
+            "{id} is not the id of a user: Clerk's user ids begin with user_"
+        )));
     }
     if !yes {
-        confirm(&format!("Erase {id} for good{}?", if now { ", now" } else { "" }))?;
+        confirm(&format!("Erase {id} permanently{}?", if now { ", now" } else { "" }))?;
     }
     on_store(settings, false, async |config, store| {
         let (rules, clock) = (rules(config), clock());
@@ -157,25 +160,25 @@ async fn erase(settings: &Settings, id: &ClerkId, yes: bool, now: bool) -> Resul
 
 async fn cancel(config: &Config, store: &dyn Store, id: &ClerkId, force: bool) -> Result<(), Failure> {
     let known = store.known(std::slice::from_ref(id), &Selection::default()).await?;
-    // Clerk is asked only about somebody who can be kept.
+    // Clerk is asked only about users that can still be kept.
     if known.registers.get(id).is_some_and(|register| register.held_until.is_some()) {
         ask_clerk(config, id, force).await?;
     }
     let fate = erasure::cancel(store, id, &rules(config), &clock()).await?;
     if fate == Fate::Gone {
-        return Err(Failure::failed(format!("{id} is erased: that cannot be taken back")));
+        return Err(Failure::failed(format!("{id} is erased: this cannot be undone")));
     }
     finish(store, id, fate).await
 }
 
-/// A user whom Clerk does not know any more would be here for ever.
+/// Refuse to keep a user that Clerk no longer knows: that user would stay here permanently.
 async fn ask_clerk(config: &Config, id: &ClerkId, force: bool) -> Result<(), Failure> {
     let Some(api) = open_api(config, None)? else {
         if force {
             return Ok(());
         }
         return Err(Failure::failed(format!(
-            "only Clerk knows whether {id} still exists there: set CLERK_SECRET_KEY, so that it can be asked, or say \
+            "only Clerk can tell whether {id} still exists there: set CLERK_SECRET_KEY, so that clerk-sync can ask, or pass \
              --force if you are sure"
         )));
     };
@@ -188,45 +191,45 @@ async fn ask_clerk(config: &Config, id: &ClerkId, force: bool) -> Result<(), Fai
     let found = api.one(id, &reading, Persistence::INTERACTIVE).await;
     if found.map_err(|error| Failure::from(&error))?.is_none() {
         return Err(Failure::failed(format!(
-            "Clerk does not know {id} any more: nothing was changed, and the erasure stays due"
+            "Clerk no longer knows {id}: nothing was changed, and the erasure remains due"
         )));
     }
     Ok(())
 }
 
-/// Say what became of a user; the exit code is 0 if it is what was asked for.
+/// Print the result for a user; the exit code is 0 if it is the requested one.
 async fn finish(store: &dyn Store, id: &ClerkId, fate: Fate) -> Result<(), Failure> {
     let receipts = store.receipts_of(id).await?;
     let open = receipts.iter().filter(|receipt| receipt.completed_at.is_none()).count() as u64;
     match fate {
         Fate::Erased => say!("{id} is erased here."),
         Fate::Held(until) => say!(
-            "{id} is marked as deleted, and will be erased at {}; `clerk-sync erase now` does not wait, `clerk-sync erase cancel` \
-             takes it back.",
+            "{id} is marked as deleted, and will be erased at {}; `clerk-sync erase now` erases it at once, `clerk-sync erase \
+             cancel` cancels the deletion.",
             rfc3339(until)
         ),
         Fate::Unknown => say!(
-            "{id} was not here, so that there was nothing to erase. A tombstone was made: if they ever come, they are not let in."
+            "{id} was not here, so there was nothing to erase. A tombstone was created, so this user cannot be added later."
         ),
-        Fate::Gone => say!("{id} was erased before."),
-        Fate::Kept => say!("{id} stays: the deletion is taken back."),
+        Fate::Gone => say!("{id} was already erased."),
+        Fate::Kept => say!("{id} is kept: the deletion is cancelled."),
         Fate::Resists => {
             let of_the_row = receipts.iter().find(|receipt| receipt.destination == Receipt::DATABASE);
             let why =
                 of_the_row.and_then(|receipt| receipt.last_error.as_deref()).map(|why| format!(" ({why})"));
             return Err(Failure::failed(format!(
-                "the row of {id} is not known to be gone{}; everything else is erased, and `serve` tries again without \
-                 end: see `clerk-sync erase status {id}`",
+                "the row of {id} is not known to be deleted{}; everything else is erased, and `serve` retries until it succeeds: \
+                 see `clerk-sync erase status {id}`",
                 why.unwrap_or_default()
             )));
         }
         Fate::NotHeld => {
-            return Err(Failure::failed(format!("no erasure of {id} is held back: nothing was changed")));
+            return Err(Failure::failed(format!("no erasure of {id} is delayed: nothing was changed")));
         }
     }
     if open > 0 {
         let have_not = count(open, "destination has not", "destinations have not");
-        say!("{have_not} confirmed it yet: see `clerk-sync erase status {id}`.");
+        say!("{have_not} confirmed the erasure yet: see `clerk-sync erase status {id}`.");
     }
     Ok(())
 }
@@ -255,8 +258,8 @@ async fn status(store: &dyn Store, id: &ClerkId, json: bool) -> Result<(), Failu
         let is_stuck = open.iter().any(|receipt| receipt.destination == Receipt::DATABASE);
         match (state, held_until) {
             ("unknown", _) => {}
-            (_, Some(until)) => say!("{id}: deleted, the erasure is held back until {}", rfc3339(until)),
-            ("erasing", _) if is_stuck => say!("{id}: to be erased, but the row is not known to be gone"),
+            (_, Some(until)) => say!("{id}: deleted, the erasure is delayed until {}", rfc3339(until)),
+            ("erasing", _) if is_stuck => say!("{id}: to be erased, but the row is not known to be deleted"),
             ("erasing", _) => say!("{id}: erased here, not confirmed everywhere"),
             ("here", _) => say!("{id}: not deleted"),
             (state, _) => say!("{id}: {state}"),
@@ -281,7 +284,7 @@ async fn report(store: &dyn Store, overdue: bool, days: u32, json: bool) -> Resu
     if json {
         say!("{}", Value::Array(open.iter().map(as_json).collect()));
     } else if open.is_empty() {
-        say!("{}", if overdue { "None is overdue." } else { "Every erasure is confirmed everywhere." });
+        say!("{}", if overdue { "No erasure is overdue." } else { "Every erasure is confirmed everywhere." });
     } else {
         show(&open);
     }
@@ -297,9 +300,9 @@ async fn report(store: &dyn Store, overdue: bool, days: u32, json: bool) -> Resu
 
 async fn export(store: &dyn Store, since: DateTime<Utc>) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    // A list that is cut off must not look complete: every line counts.
+    // A truncated list must not look complete, so every failed write is an error.
     let mut write = |line: String| {
-        let cut_off = |error| Failure::failed(format!("the list is cut off: {}", unreadable(&error)));
+        let cut_off = |error| Failure::failed(format!("the list is incomplete: {}", unreadable(&error)));
         writeln!(out, "{}", plain(&line)).map_err(cut_off)
     };
     erasure::export(store, since, &mut write).await
@@ -319,18 +322,18 @@ async fn replay(settings: &Settings, file: &str, json: bool) -> Result<(), Failu
         } else {
             say!("{}", config.database.place());
             for (users, what) in [
-                (replayed.erased, "back, and erased again"),
-                (replayed.held, "back, and waiting for their erasure again"),
-                (replayed.kept_out, "not here; tombstones keep them out"),
-                (replayed.done_before, "erased already, or waiting for it"),
-                (replayed.resisting, "back, and the database refuses to let their rows go"),
+                (replayed.erased, "found again, and erased"),
+                (replayed.held, "found again, and waiting for their erasure"),
+                (replayed.kept_out, "not here; tombstones block them"),
+                (replayed.done_before, "already erased, or waiting for it"),
+                (replayed.resisting, "found again, but the database refuses to delete their rows"),
             ] {
                 say!("{users:>9}  {what}");
             }
         }
         if replayed.resisting > 0 {
             return Err(Failure::failed(format!(
-                "{} not known to be gone; `serve` tries again without end",
+                "{} not known to be deleted; `serve` retries until it succeeds",
                 count(replayed.resisting, "row is", "rows are")
             )));
         }
@@ -362,5 +365,5 @@ fn show(receipts: &[Receipt]) {
         ]
     };
     let rows: Vec<_> = receipts.iter().map(row).collect();
-    table(["USER", "DESTINATION", "ASKED FOR", "COMPLETED", "ATTEMPTS", "ERROR"], &rows);
+    table(["USER", "DESTINATION", "REQUESTED", "COMPLETED", "ATTEMPTS", "ERROR"], &rows);
 }

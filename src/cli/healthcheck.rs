@@ -1,4 +1,4 @@
-//! `healthcheck`: ask the service on this machine how it is, where there is no shell and no curl to do it.
+//! `healthcheck`: asks the service on this machine for its state, where there is no shell and no curl.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{Failure, post::LONGEST_ANSWER, resolve, say};
 use crate::{clerk::api, config::Settings, http_client};
 
-/// Less than what container engines wait.
+/// Shorter than the time-out of container engines.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ask the running service whether it is ready; exits with 0 if so, 1 if not, 69 if it does not answer
@@ -29,7 +29,7 @@ impl Healthcheck {
         // `serve` and `worker` both have the private listener.
         let listener = resolve(settings)?.admin_listen;
         if listener.port() == 0 {
-            return Err(Failure::usage("ADMIN_PORT is 0: name the port that the service listens on"));
+            return Err(Failure::usage("ADMIN_PORT is 0: set the port that the service listens on"));
         }
         let listener = Listener::new(listener)?;
         let path = if self.live { "livez" } else { "readyz" };
@@ -48,24 +48,24 @@ impl Healthcheck {
     }
 }
 
-/// The private listener of a service on this machine, as those see it who ask how the service is.
+/// The private listener of a service on this machine, as a health probe sees it.
 pub(super) struct Listener {
     address: SocketAddr,
     client: Client,
 }
 
 impl Listener {
-    /// The one that listens on this address.
+    /// The listener at this address.
     pub(super) fn new(listener: SocketAddr) -> Result<Self, Failure> {
-        // Each question on a connection of its own, so that it is also asked whether connections are accepted.
+        // Each request uses a connection of its own, so the check also covers whether connections are accepted.
         let client = http_client::builder().timeout(PATIENCE).no_proxy().pool_max_idle_per_host(0).build();
         Ok(Self {
             address: SocketAddr::new(reachable(listener.ip()), listener.port()),
-            client: client.context("the HTTP client could not be made")?,
+            client: client.context("the HTTP client could not be created")?,
         })
     }
 
-    /// Whether it answers this in time, and with yes.
+    /// Whether it answers this path in time and with success.
     pub(super) async fn says_yes(&self, path: &str) -> bool {
         self.ask(path).await.is_ok_and(|answer| answer.status().is_success())
     }
@@ -75,7 +75,7 @@ impl Listener {
     }
 }
 
-/// Where a listener on this address can be asked from this machine.
+/// The address at which this machine can reach a listener.
 pub(super) fn reachable(listener: IpAddr) -> IpAddr {
     match listener {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -1,4 +1,4 @@
-//! `completions` and `man`: what a shell and `man` need to know of the command line, made from its definition.
+//! `completions` and `man`: shell completions and manual pages, generated from the definition of the command line.
 
 use std::{fs, path::PathBuf};
 
@@ -24,10 +24,10 @@ impl Completions {
     }
 }
 
-/// Print the manual page, or write the pages of all commands into a folder
+/// Print the manual page, or write the pages of all commands to a folder
 #[derive(Args)]
 pub(super) struct Manual {
-    /// The folder; made if it is missing
+    /// The folder; created if it is missing
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
 }
@@ -41,7 +41,7 @@ impl Manual {
             return Ok(());
         };
         let place = folder.display();
-        fs::create_dir_all(&folder).with_context(|| format!("the folder {place} cannot be made"))?;
+        fs::create_dir_all(&folder).with_context(|| format!("the folder {place} cannot be created"))?;
         clap_mangen::generate_to(command, &folder)
             .with_context(|| format!("the pages cannot be written to {place}"))?;
         Ok(())

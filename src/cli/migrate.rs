@@ -1,4 +1,4 @@
-//! `migrate`: the tables, and the users of a table that was there before.
+//! `migrate`: creates the tables, and imports the users of an existing table.
 
 use chrono_tz::Tz;
 use clap::{Args, Subcommand};
@@ -15,7 +15,7 @@ use crate::{
     sync::adopt::{Named, Tally, Wish, adopt},
 };
 
-/// Apply or list migrations, or take over an existing table
+/// Apply or list migrations, or import an existing table
 #[derive(Args)]
 pub(super) struct Migrate {
     #[command(subcommand)]
@@ -26,12 +26,12 @@ pub(super) struct Migrate {
 enum Action {
     /// List every migration and whether it is applied
     Status,
-    /// Take over the users of an existing table, such as one made with Prisma ("User") or Drizzle (users)
+    /// Import the users of an existing table, for example one created by Prisma ("User") or Drizzle (users)
     Adopt(Adopt),
-    /// For developers: print the next migration, which makes the table of a kind or adds a column to it
+    /// For developers: print the next migration, which creates the table of a kind or adds a column to it
     #[command(hide = true)]
     Render {
-        /// The kind, as its declaration has it
+        /// The kind, as in its declaration
         #[arg(value_name = "KIND", value_parser = declared)]
         kind: &'static Entity,
         /// Only this column
@@ -41,18 +41,18 @@ enum Action {
 }
 
 fn declared(text: &str) -> Result<&'static Entity, &'static str> {
-    entity::named(text).ok_or("no declaration has this kind")
+    entity::named(text).ok_or("there is no such kind")
 }
 
-/// The next migration of every database.
+/// The next migration for every database.
 fn render(entity: &'static Entity, column: Option<&str>) -> Result<(), Failure> {
-    // MariaDB and MySQL share theirs.
+    // MariaDB and MySQL share one dialect.
     for dialect in Dialect::ALL.into_iter().filter(|dialect| dialect.name() == dialect.family()) {
         let sql = match column {
             Some(name) => ddl::add_column(entity, name, dialect),
             None => Some(ddl::create(entity, dialect)),
         };
-        let sql = sql.ok_or_else(|| Failure::usage("the declaration has no such column"))?;
+        let sql = sql.ok_or_else(|| Failure::usage("the kind has no such column"))?;
         let name = column.map_or_else(String::new, |column| format!("_{column}"));
         say!(
             "-- migrations/{}/{:04}_{}{name}.sql\n{}",
@@ -71,27 +71,27 @@ struct Adopt {
     #[arg(long, value_name = "TABLE")]
     from: String,
 
-    /// The column with Clerk's ids; else it is found by what is in it (user_…)
+    /// The column with Clerk's ids [default: the column whose values look like user_…]
     #[arg(long, value_name = "COLUMN")]
     id_column: Option<String>,
 
-    /// A column of ours, and the table's column that fills it; can be given several times
+    /// A column of clerk-sync's table, and the column of the existing table that fills it; may be repeated
     #[arg(long = "column", value_name = "OURS=THEIRS", value_parser = pair)]
     columns: Vec<(String, String)>,
 
-    /// Who is deleted, as a condition in SQL: "status = 'gone'"
+    /// A condition in SQL that is true for deleted users: "status = 'gone'"
     #[arg(long, value_name = "SQL")]
     deleted_when: Option<String>,
 
-    /// The column with Clerk's own `updated_at`, if the table has it: events that are not newer are out of date then
+    /// The column with Clerk's own `updated_at`, if the table has it: events that are not newer are then stale
     #[arg(long, value_name = "COLUMN")]
     clerk_updated_at: Option<String>,
 
-    /// The zone of times that have none, such as Europe/Berlin; else that of the database
+    /// The time zone of times without one, for example Europe/Berlin [default: that of the database]
     #[arg(long, value_name = "ZONE", value_parser = zone)]
     time_zone: Option<Tz>,
 
-    /// Only say what would be done
+    /// Only print what would be done
     #[arg(long)]
     dry_run: bool,
 }
@@ -101,13 +101,12 @@ fn pair(text: &str) -> Result<(String, String), String> {
         Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => {
             Ok((ours.trim().to_owned(), theirs.trim().to_owned()))
         }
-        _ => Err("write our column, =, and the table's column: phone_number=phone".to_owned()),
+        _ => Err("expected clerk-sync's column, =, and the table's column: phone_number=phone".to_owned()),
     }
 }
 
 fn zone(text: &str) -> Result<Tz, String> {
-    text.parse()
-        .map_err(|_| "there is no such zone in the IANA database: write Europe/Berlin or UTC".to_owned())
+    text.parse().map_err(|_| "the IANA database has no such zone: write Europe/Berlin or UTC".to_owned())
 }
 
 impl Migrate {
@@ -137,7 +136,7 @@ impl Migrate {
                 }
             }
             Some(Action::Adopt(adopt)) => adopt.run(&config, &*store).await?,
-            // It needed no database.
+            // Rendering needs no database.
             Some(Action::Render { .. }) => {}
         }
         store.close().await;
@@ -162,7 +161,7 @@ impl Adopt {
         let tally = adopt(store, &wish, &rules(config), &clock()).await?;
         report(&tally, &wish);
         if tally.refused.users > 0 {
-            return Err(Failure::failed("not every user could be taken over"));
+            return Err(Failure::failed("not every user could be imported"));
         }
         Ok(())
     }
@@ -170,21 +169,21 @@ impl Adopt {
 
 fn report(tally: &Tally, wish: &Wish) {
     let (copied, buried) = if wish.dry_run {
-        ("would be copied", "deleted by the table: would get a tombstone, and never come back")
+        ("would be copied", "deleted according to the table: would get a tombstone, which is permanent")
     } else {
-        ("copied", "deleted by the table: got a tombstone, and never come back")
+        ("copied", "deleted according to the table: got a tombstone, which is permanent")
     };
     say!("{:>9}  {copied}", tally.copied);
-    say!("{:>9}  already here, and left as they are", tally.already_here);
+    say!("{:>9}  already here, left unchanged", tally.already_here);
     people(&tally.buried, buried);
-    people(&tally.standing, "deleted by the table, but known here and not deleted: left as they are");
+    people(&tally.standing, "deleted according to the table, but not deleted here: left unchanged");
     for (reason, named) in &tally.left_out {
         people(named, &format!("left out: {reason}"));
     }
     people(&tally.refused, "left out: the database refuses their data");
     for (count, what) in [
-        (tally.further_rows, "rows passed over: further ones of somebody who has one"),
-        (tally.without_id, "rows passed over: without a Clerk id they are nobody's"),
+        (tally.further_rows, "rows skipped: another row has the same Clerk id"),
+        (tally.without_id, "rows skipped: they have no Clerk id"),
     ] {
         if count > 0 {
             say!("{count:>9}  {what}");
@@ -196,12 +195,12 @@ fn report(tally: &Tally, wish: &Wish) {
         say!("           {column} → {ours}");
     }
     for column in &tally.marks {
-        say!("           {column}: who is deleted");
+        say!("           {column}: marks deleted users");
     }
     if let Some((columns, zone)) = &tally.zoneless {
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
         say!(
-            "The times in {} have no zone: read as {zone}. If they are of another: --time-zone.",
+            "The times in {} have no zone, and were read as {zone}. If that is wrong, pass --time-zone.",
             columns.join(", ")
         );
     }
@@ -212,23 +211,23 @@ fn report(tally: &Tally, wish: &Wish) {
         say!("           {column}: {why}");
     }
     if !tally.empty.is_empty() {
-        say!("Empty in every row, and so not read: {}", tally.empty.join(", "));
+        say!("Not read because empty in every row: {}", tally.empty.join(", "));
     }
     if tally.hides_rows {
         say!(
-            "A policy of the database (row level security) may hide rows of {} from this database user.",
+            "A row level security policy of the database may hide rows of {} from this database user.",
             wish.table
         );
     }
-    say!("Only the fields in SYNC_FIELDS are copied; {} itself is left as it is.", wish.table);
+    say!("Only the fields in SYNC_FIELDS are copied; {} itself is left unchanged.", wish.table);
     if !wish.dry_run {
         say!(
-            "Run `clerk-sync backfill` now: it brings what Clerk knows better, and whom the table did not have."
+            "Run `clerk-sync backfill` now: it imports newer data from Clerk, and users that the table did not have."
         );
     }
 }
 
-/// How many, and the first of them by name.
+/// Print a number of users, and the first of their ids.
 fn people(named: &Named, what: &str) {
     if named.users > 0 {
         counted(named.users, what, &named.ids);

@@ -1,4 +1,4 @@
-//! `minimize`: what is no longer synced is no longer kept.
+//! `minimize`: clears the columns that are no longer synced.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ pub(super) struct Minimize {
     #[arg(long)]
     dry_run: bool,
 
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 
@@ -45,24 +45,25 @@ impl Minimize {
             if !would.is_empty() {
                 let of = would.iter().map(|(entity, would)| {
                     format!(
-                        "of {} what {} does not name: {}",
+                        "{} (not in {}: {})",
                         objects(would.rows, entity),
                         fields_variable(entity),
                         columns(would).map(|(name, _)| name).collect::<Vec<_>>().join(", ")
                     )
                 });
-                confirm(&format!("Clear for good, {}?", of.collect::<Vec<_>>().join("; ")))?;
+                let of = of.collect::<Vec<_>>().join("; ");
+                confirm(&format!("Permanently clear the columns that are no longer synced: {of}?"))?;
             }
         }
         let each = each(selection, store, self.dry_run).await?;
         if !self.dry_run && each.iter().any(|(_, minimized)| minimized.rows > 0) {
-            // What was cleared must not stay in the file either.
+            // The cleared values must not stay in the database file either.
             store.compact(u64::MAX, None).await?;
         }
         if self.json {
             say!("{}", json(&each, self.dry_run));
         } else {
-            let what = if self.dry_run { "would lose something" } else { "lost something" };
+            let what = if self.dry_run { "would be changed" } else { "changed" };
             for (entity, minimized) in &each {
                 for (name, count) in columns(minimized) {
                     say!("{count:>9}  {name}");
@@ -74,7 +75,7 @@ impl Minimize {
         match each.iter().find(|(_, minimized)| minimized.refused > 0) {
             None => Ok(()),
             Some((entity, minimized)) => Err(Failure::failed(format!(
-                "{} left alone, because a constraint or trigger of the application refuses",
+                "{} not changed, because a constraint or trigger of the application refuses it",
                 objects(minimized.refused, entity)
             ))),
         }
@@ -89,10 +90,10 @@ async fn each(selection: &Selection, store: &dyn Store, dry_run: bool) -> Result
     Ok(each)
 }
 
-/// What became of the rows of a kind.
+/// A kind, and the counts of its rows.
 type Of = (&'static Entity, Minimized);
 
-/// The counts of users as they have always been; those of another kind under the name of its table.
+/// The counts of users under their original keys; those of another kind under the name of its table.
 fn json(each: &[Of], dry_run: bool) -> Value {
     let mut all = json!({ "dry_run": dry_run });
     for (entity, minimized) in each {
@@ -110,7 +111,7 @@ fn json(each: &[Of], dry_run: bool) -> Value {
     all
 }
 
-/// The columns that have something to clear, and in how many rows.
+/// The columns that have values to clear, and the number of such rows.
 fn columns(of: &Minimized) -> impl Iterator<Item = (&'static str, u64)> {
     of.columns.iter().copied().filter(|(_, count)| *count > 0)
 }

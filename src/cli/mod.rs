@@ -1,5 +1,5 @@
-//! Commands, one file each. The only readers of `config`; no logic of their own.
-#![expect(clippy::disallowed_methods, reason = "the one room that knows where the time comes from")]
+//! Commands, one file each. Only commands read `config`; they contain no logic of their own.
+#![expect(clippy::disallowed_methods, reason = "only this module knows where the time comes from")]
 
 mod audit;
 mod backfill;
@@ -66,7 +66,7 @@ use crate::{
     telemetry,
 };
 
-/// Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order.
+/// Mirrors Clerk into a database: verifies webhooks, and applies each exactly once and in the right order.
 #[derive(Parser)]
 #[command(name = "clerk-sync", version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = EXIT_CODES)]
@@ -75,64 +75,64 @@ struct Cli {
     command: Command,
 }
 
-/// How long sending the last reports of errors may take.
+/// How long sending the last error reports may take.
 const REPORT_TIME: Duration = Duration::from_secs(1);
 
-/// What a command ends with, for scripts.
+/// The exit codes, for scripts.
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done
-    1  not, or not all of it, done; `reconcile --dry-run`: something differs
+    1  failed, or not completely done; `reconcile --dry-run`: there are differences
     2  wrong usage
    69  the database, Clerk or the service cannot be reached
-   78  the configuration cannot be used, or what it names refuses it: key, password, database, tables
+   78  the configuration cannot be used, or Clerk or the server refuses it: key, password, database, tables
   130  interrupted (143: by SIGTERM)";
 
 #[derive(Subcommand)]
 enum Command {
     /// Run the service; applies pending migrations first
     Serve(service::Serve),
-    /// Everything on this machine with no set-up: embedded database, generated signing secret, readable log
+    /// Run everything on this machine with no set-up: embedded database, generated signing secret, readable log
     Dev(dev::Dev),
-    /// Apply or list migrations, or take over an existing table
+    /// Apply or list migrations, or import an existing table
     Migrate(migrate::Migrate),
-    /// Take in all users through Clerk's Backend API; an interrupted run goes on where it was
+    /// Import all users through Clerk's Backend API; an interrupted run resumes where it stopped
     Backfill(backfill::Backfill),
-    /// Show one user, fetched from Clerk if it is not here
+    /// Show one user or organization, fetched from Clerk if it is not here
     Ensure(ensure::Ensure),
-    /// Compare with Clerk and mend what differs
+    /// Compare with Clerk and fix the differences
     Reconcile(reconcile::Reconcile),
     /// Messages for other systems: list, show, retry, discard; pause and resume a sink
     Outbox(outbox::Outbox),
-    /// Apply what waits in the queue and tell other systems, and nothing else; any number of these may run
+    /// Only apply the queue and notify other systems; any number of workers may run
     Worker(worker::Worker),
-    /// Look at deliveries that wait or are dead, try them again, or take them out
+    /// List deliveries that are pending or dead, retry them, or discard them
     Queue(queue::Queue),
-    /// Erase a user, and see to it that every copy is gone
+    /// Erase a user, and ensure that every copy is erased
     Erase(erase::Erase),
-    /// Print what happened to a user, when, and why; or prove that nobody changed what is printed there
+    /// Print what happened to a user, when, and why; or verify that the audit trail is unchanged
     Audit(audit::Audit),
     /// Clear the columns of fields that are no longer synced
     Minimize(minimize::Minimize),
-    /// Forget what is kept only for a time, as `serve` does every hour
+    /// Delete rows that are past their retention, as `serve` does every hour
     Prune(prune::Prune),
     /// Print a sample event, or a curl command with a fresh signature
     Sample(sample::Sample),
     /// Post signed sample events
     Send(send::Send),
-    /// List the systems that are told of changes, or try one out
+    /// List the systems that receive changes, or test one
     Sinks(sinks::Sinks),
-    /// Look for everything that can be wrong, and say what mends it; changes nothing
+    /// Check everything that can be wrong, and print how to fix it; changes nothing
     Doctor(doctor::Doctor),
-    /// Print how much there is: users, sign-ups by week, events, what waits
+    /// Print statistics: users, sign-ups by week, events, pending work
     Stats(stats::Stats),
-    /// Print the configuration as it came out, where each value came from, and what `serve` would refuse
+    /// Print the effective configuration, the origin of each value, and what `serve` would refuse
     Config(config::Show),
-    /// Ask the running service whether it is ready, where there is no curl
+    /// Ask the running service whether it is ready, without curl
     Healthcheck(healthcheck::Healthcheck),
-    /// Print a script with completions for a shell
+    /// Print a completion script for a shell
     Completions(manual::Completions),
-    /// Print the manual page, or write the pages of all commands into a folder
+    /// Print the manual page, or write the pages of all commands to a folder
     Man(manual::Manual),
 }
 
@@ -148,11 +148,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
-    // Before any thread is started, and before clap looks at the environment.
+    // Before any thread is started, and before clap reads the environment.
     let dotenv = load_dotenv();
     let matches = command_line().try_get_matches().unwrap_or_else(|error| refuse(error));
     let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    // The first two tell of what is wrong with it among the rest, the others do not need it.
+    // The first two report a mistake in `.env` with the others; the last two do not need it.
     let goes_on = matches!(
         command,
         Command::Doctor(_) | Command::Config(_) | Command::Completions(_) | Command::Man(_)
@@ -199,16 +199,16 @@ fn run() -> Result<(), Failure> {
         }
     });
     runtime.block_on(telemetry::finish_reports(REPORT_TIME));
-    // Whatever still hangs in a system call does not hold up the exit.
+    // A thread that still hangs in a system call does not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result.and_then(|()| terminal::arrived())
 }
 
-/// Say what is wrong with the command line, and how to use the command. In clap's own words of the latter every variable that
-/// is set would stand like a flag that was given.
+/// Print what is wrong with the command line, and how to use the command. Clap's own usage line would list every variable that
+/// is set as if it were a flag that was given.
 fn refuse(mut error: clap::Error) -> ! {
     if error.get(ContextKind::Usage).is_some() {
-        // What is no text is the name of no command.
+        // An argument that is not UTF-8 is not the name of a command.
         let words: Vec<String> =
             std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
         let mut command = command_line();
@@ -218,7 +218,7 @@ fn refuse(mut error: clap::Error) -> ! {
     error.exit()
 }
 
-/// How to use the command that these words lead to.
+/// The usage of the command that these words name.
 fn usage(command: &mut clap::Command, words: &[String]) -> clap::builder::StyledStr {
     for (place, word) in words.iter().enumerate() {
         if let Some(below) = command.find_subcommand_mut(word) {
@@ -228,12 +228,12 @@ fn usage(command: &mut clap::Command, words: &[String]) -> clap::builder::Styled
     command.render_usage()
 }
 
-/// Every command with the settings, which all of them have.
+/// Every command with the settings, which are global.
 fn command_line() -> clap::Command {
     examples::with_examples(Settings::augment_args(Cli::command()), "")
 }
 
-/// Why a command did not do what it should, and the exit code that says so.
+/// Why a command failed, and its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -335,7 +335,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// The signals by which somebody wants us to stop.
+/// The signals that ask the process to stop.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -345,12 +345,12 @@ impl Signals {
     fn listen() -> Result<Self, Failure> {
         let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
         Ok(Self {
-            interrupt: interrupt.context("SIGINT cannot be listened for")?,
-            terminate: terminate.context("SIGTERM cannot be listened for")?,
+            interrupt: interrupt.context("cannot listen for SIGINT")?,
+            terminate: terminate.context("cannot listen for SIGTERM")?,
         })
     }
 
-    /// The name of the next one, and the exit code that says so.
+    /// The name of the next signal, and its exit code.
     async fn next(&mut self) -> (&'static str, u8) {
         tokio::select! {
             _ = self.interrupt.recv() => ("SIGINT", 130),
@@ -359,7 +359,7 @@ impl Signals {
     }
 }
 
-/// Do this, unless somebody wants us to stop before it is done: then this is said, and the exit code says who.
+/// Run `work`, unless a signal arrives first: then `message` is the error, and the exit code names the signal.
 async fn unless_stopped<T>(
     work: impl Future<Output = T>,
     message: impl FnOnce() -> String,
@@ -375,7 +375,7 @@ fn clock() -> Clock {
     Arc::new(Utc::now)
 }
 
-/// Open the store that the configuration names. `to_look`: only to be looked at, so that of SQLite no file is made or changed.
+/// Open the store that the configuration names. With `to_look`, no SQLite file is created or changed.
 async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, StoreError> {
     prefix::set(&config.table_prefix);
     match &config.database {
@@ -418,7 +418,7 @@ async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, St
         }
         #[cfg(not(feature = "mongodb"))]
         Database::Mongodb { .. } => {
-            Err(StoreError::schema("this program was built without the feature mongodb".to_owned()))
+            Err(StoreError::schema("this program was built without the mongodb feature".to_owned()))
         }
         Database::Sqlite { path } => {
             let options = sqlite::Options {
@@ -435,7 +435,7 @@ async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, St
     }
 }
 
-/// Why a command cannot use its database: with what a connection of our own can tell, if there is none to it.
+/// Why a command cannot use its database, with the result of a test connection if the server is unreachable.
 async fn explained(database: &Database, error: StoreError) -> Failure {
     let mut failure = Failure::from(error);
     if failure.code == Failure::UNREACHABLE
@@ -446,7 +446,7 @@ async fn explained(database: &Database, error: StoreError) -> Failure {
     failure
 }
 
-/// What the database answers to a command; else why the command cannot use it.
+/// The database's answer; else why the command cannot use the database.
 async fn ask<T>(
     database: &Database,
     question: impl Future<Output = Result<T, StoreError>>,
@@ -457,13 +457,13 @@ async fn ask<T>(
     }
 }
 
-/// Why a server cannot be reached, without its user, its password or the driver's words.
+/// Why a server cannot be reached, without its user, its password or the driver's message.
 async fn diagnosis(database: &Database) -> Option<String> {
     let (host, port) = database.address()?;
     why_no_connection(&host, port).await
 }
 
-/// Why nobody can connect there; `None` if one can.
+/// Why a connection fails; `None` if it succeeds.
 async fn why_no_connection(host: &str, port: u16) -> Option<String> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let look_up = timeout(PATIENCE, lookup_host((host, port))).await;
@@ -488,7 +488,7 @@ async fn why_no_connection(host: &str, port: u16) -> Option<String> {
     }
 }
 
-/// What commands need that ask Clerk: the store with its tables, which are made unless nothing may be written, and the API.
+/// What commands need that ask Clerk: the API, and the store with its tables. With `read_only`, no table is created.
 async fn catch_up(
     settings: &Settings,
     rate: Option<NonZeroU32>,
@@ -499,10 +499,10 @@ async fn catch_up(
     service::init_log(&config)?;
     let store = if read_only { existing(&config, true).await? } else { migrated(&config).await? };
     let rules = Rules { emit, ..rules(&config) };
-    Ok(catching_up(&config, &store, rules, rate)?.context("there is no key")?)
+    Ok(catching_up(&config, &store, rules, rate)?.context("CLERK_SECRET_KEY is not set")?)
 }
 
-/// What asks Clerk, if there is a key to its API.
+/// The parts that ask Clerk, if there is a key for its API.
 fn catching_up(
     config: &Config,
     store: &Arc<dyn Store>,
@@ -514,7 +514,7 @@ fn catching_up(
     Ok(Some(CatchUp { store: Arc::clone(store), api, rules, clock: clock(), instance }))
 }
 
-/// The store with its tables, for commands that look at what is here or take something away.
+/// The store with its tables, for commands that read or remove rows.
 async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn Store>), Failure> {
     let config = resolve(settings)?;
     service::init_log(&config)?;
@@ -522,7 +522,7 @@ async fn open(settings: &Settings, read_only: bool) -> Result<(Config, Arc<dyn S
     Ok((config, store))
 }
 
-/// Run a command on the store that is there, and close the store whatever came of it.
+/// Run a command on the existing store, and always close the store.
 async fn on_store(
     settings: &Settings,
     read_only: bool,
@@ -534,7 +534,7 @@ async fn on_store(
     result
 }
 
-/// The store, its tables brought up to date.
+/// The store, with all migrations applied.
 async fn migrated(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     let store = ask(&config.database, open_store(config, false)).await?;
     ask(&config.database, store.migrate()).await?;
@@ -542,14 +542,15 @@ async fn migrated(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     Ok(store)
 }
 
-/// The store, if its tables are there and those of this version. Nothing is made: an erasure in a database, or a schema, that
-/// was made for it would be believed.
+/// The store, if its tables exist and belong to this version. Nothing is created: an erasure in a database or schema that was
+/// created for it would look like a real erasure.
 async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Failure> {
     if let Database::Sqlite { path } = &config.database
         && !path.exists()
     {
         return Err(Failure::configuration(format!(
-            "there is no database {}: is DATABASE_URL that of the service? `clerk-sync migrate` or `clerk-sync serve` makes one",
+            "there is no database {}: does the service use the same DATABASE_URL? `clerk-sync migrate` or `clerk-sync serve` \
+             creates it",
             path.display()
         )));
     }
@@ -562,7 +563,7 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
     }
     store.close().await;
     if applied == status.len() {
-        // There is nothing to apply: it only looks whether the tables are such as we may write to.
+        // No migration is left: this only checks whether the tables can be written to.
         return migrated(config).await;
     }
     if applied > 0 {
@@ -570,19 +571,20 @@ async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Fa
     }
     let (schema, variables) = match &config.database {
         Database::Sqlite { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => {
-            (String::new(), "is DATABASE_URL that")
+            (String::new(), "DATABASE_URL")
         }
         Database::Postgres { .. } => {
-            (format!(", schema {}", config.database_schema), "are DATABASE_URL and DATABASE_SCHEMA those")
+            (format!(", schema {}", config.database_schema), "DATABASE_URL and DATABASE_SCHEMA")
         }
     };
     Err(Failure::configuration(format!(
-        "there are no tables of clerk-sync in {}{schema}: {variables} of the service? `clerk-sync migrate` makes them",
+        "there are no tables of clerk-sync in {}{schema}: does the service use the same {variables}? `clerk-sync migrate` \
+         creates them",
         config.database.place()
     )))
 }
 
-/// Clerk's Backend API, if there is a key to it.
+/// Clerk's Backend API, if there is a key for it.
 fn open_api(config: &Config, rate: Option<NonZeroU32>) -> Result<Option<Arc<Api>>, Failure> {
     let Some(key) = config.clerk_secret_key.clone() else { return Ok(None) };
     let rate = rate.unwrap_or_else(|| api::usual_rate(&key));
@@ -608,44 +610,44 @@ fn signing_secret(settings: &Settings) -> Result<Secret, Failure> {
     let secrets = settings.signing_secrets()?;
     secrets.into_iter().next().ok_or_else(|| {
         Failure::configuration(
-            "CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret) is not set, and a signature needs it; \
-             `clerk-sync dev` prints the one that it uses",
+            "CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret) is not set, and this command signs with it; \
+             `clerk-sync dev` prints the secret that it uses",
         )
     })
 }
 
-/// How many requests a second.
+/// The number of requests per second.
 fn rate(text: &str) -> Result<NonZeroU32, &'static str> {
-    text.parse().map_err(|_| "a whole number from 1 on is allowed")
+    text.parse().map_err(|_| "expected a whole number of at least 1")
 }
 
-/// Clerk's id of a user; what has a blank in it is none, and rather a list in the wrong form.
+/// Clerk's id of a user. A value with whitespace is refused: it is probably a list in the wrong format.
 fn user_id(text: &str) -> Result<ClerkId, String> {
     if text.len() > MAX_ID_BYTES {
-        return Err(format!("it has {} bytes, and an id at most {MAX_ID_BYTES}", text.len()));
+        return Err(format!("it has {} bytes, and an id has at most {MAX_ID_BYTES}", text.len()));
     }
     let id = ClerkId::new(&USER, text).filter(|id| !id.as_str().contains(char::is_whitespace));
-    id.ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes without blanks is allowed"))
+    id.ok_or_else(|| format!("expected an id of 1 to {MAX_ID_BYTES} bytes without whitespace"))
 }
 
-/// What commands say that are asked about somebody of whom nothing is known here.
+/// The error for a user of whom this database has no trace.
 fn never_heard_of(id: &ClerkId) -> Failure {
     Failure::failed(format!(
-        "nothing is known here of {id}: neither a row, nor a tombstone, nor anything in the audit trail"
+        "{id} is unknown here: there is no row, no tombstone and no line in the audit trail"
     ))
 }
 
-/// A number with its word.
+/// A number with its noun.
 fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", noun(number, one, many))
 }
 
-/// The word for so many, where the number stands apart.
+/// The noun for that many, where the number is printed elsewhere.
 fn noun<'a>(number: u64, one: &'a str, many: &'a str) -> &'a str {
     if number == 1 { one } else { many }
 }
 
-/// A length of time, in a unit that fits.
+/// A duration, in a suitable unit.
 fn length(length: TimeDelta) -> String {
     match length.num_seconds() {
         ..60 => format!("{} s", length.num_seconds().max(0)),
@@ -659,7 +661,7 @@ fn random_id(prefix: &str) -> String {
     crate::clerk::sample::id(prefix, rand::random)
 }
 
-/// The configuration, complete, for commands that need no signing secret.
+/// The complete configuration, for commands that need no signing secret.
 fn resolve(settings: &Settings) -> Result<Config, Failure> {
     Ok(settings.resolve(Needs::default())?)
 }

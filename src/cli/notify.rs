@@ -1,9 +1,9 @@
-//! What the service manager is told, where one asks for it, as systemd does by `Type=notify` and `WatchdogSec=`: that we
-//! are ready, that we live, that we stop.
+//! Notifications to a service manager that asks for them, as systemd does with `Type=notify` and `WatchdogSec=`: the service
+//! is ready, is alive, is stopping.
 //!
-//! It hears what a probe would: ready is what `/readyz` says, and alive is who answers on the private listener, so that a
-//! runtime or an accept loop that hangs is noticed too. Where `NOTIFY_SOCKET` is not set nothing here does anything, and
-//! a manager that cannot be told never stops the service.
+//! They match what a probe sees. Ready means that `/readyz` says so, and alive means that the private listener answers, so a
+//! hanging runtime or accept loop is noticed too. Without `NOTIFY_SOCKET` this module does nothing. If the manager cannot be
+//! notified, the service keeps running.
 
 use std::{env, net::SocketAddr, time::Duration};
 
@@ -15,8 +15,8 @@ use super::healthcheck::Listener;
 /// How soon a service that did not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// Tell when the service with this private listener is ready, and from then on, as often as the watchdog wants to hear it,
-/// that it lives. To be dropped when it stops.
+/// Notify the manager when the service with this private listener is ready, and then, at the watchdog's interval, that it is
+/// alive. The caller drops this future when the service stops.
 pub(super) async fn keep_informed(private: SocketAddr) {
     if env::var_os("NOTIFY_SOCKET").is_none() {
         return;
@@ -24,21 +24,21 @@ pub(super) async fn keep_informed(private: SocketAddr) {
     let service = match Listener::new(private) {
         Ok(service) => service,
         Err(failure) => {
-            return tracing::warn!(%failure, "the service manager cannot be told that we are ready");
+            return tracing::warn!(%failure, "the service manager cannot be notified that clerk-sync is ready");
         }
     };
     while !service.says_yes("readyz").await {
         sleep(AGAIN).await;
     }
     tell(NotifyState::Ready);
-    // Within so much time it wants to hear of us.
+    // The manager expects a notification within this time.
     let Some(patience) = sd_notify::watchdog_enabled() else { return };
     loop {
         let mut told = false;
         while !service.says_yes("livez").await {
             if !told {
                 tracing::warn!(
-                    "the private listener does not answer; if that goes on the service manager starts us anew"
+                    "the private listener does not answer; if this continues, the service manager restarts clerk-sync"
                 );
             }
             told = true;
@@ -49,13 +49,13 @@ pub(super) async fn keep_informed(private: SocketAddr) {
     }
 }
 
-/// Tell that we are stopping.
+/// Notify the manager that the service is stopping.
 pub(super) fn stopping() {
     tell(NotifyState::Stopping);
 }
 
 fn tell(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(kind = ?error.kind(), "the service manager cannot be told how we are");
+        tracing::warn!(kind = ?error.kind(), "the service manager cannot be notified of the state of clerk-sync");
     }
 }

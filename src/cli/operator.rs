@@ -1,4 +1,4 @@
-//! `retry` and `discard`, as the commands `queue` and `outbox` share them.
+//! `retry` and `discard`, shared by the commands `queue` and `outbox`.
 
 use clap::Args;
 
@@ -8,7 +8,7 @@ use crate::{
     sync::operator::{self, Entry, Tally, Which},
 };
 
-/// How a command line names entries.
+/// How a command line selects entries.
 pub(super) trait Choice: Args {
     type Entry: Entry;
 
@@ -20,7 +20,7 @@ pub(super) struct Retry<C: Args> {
     #[command(flatten)]
     pub(super) choice: C,
 
-    /// Only say how many
+    /// Only print how many
     #[arg(long)]
     pub(super) dry_run: bool,
 }
@@ -30,11 +30,11 @@ pub(super) struct Discard<C: Args> {
     #[command(flatten)]
     pub(super) choice: C,
 
-    /// Only say how many
+    /// Only print how many
     #[arg(long)]
     pub(super) dry_run: bool,
 
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
@@ -42,7 +42,7 @@ pub(super) struct Discard<C: Args> {
 type Done<C> = Result<Tally<<<C as Choice>::Entry as Entry>::Id>, Failure>;
 
 impl<C: Choice> Retry<C> {
-    /// Retry them. What is printed ends with what `did` or, on a dry run, `would` happen.
+    /// Retry them. The printed line ends with `did` or, on a dry run, `would`.
     pub(super) async fn run(&self, store: &dyn Store, would: &str, did: &str) -> Done<C> {
         let which = self.choice.which();
         let tally = operator::act::<C::Entry>(store, &which, Deed::Retry, self.dry_run, clock()()).await?;
@@ -52,7 +52,7 @@ impl<C: Choice> Retry<C> {
 }
 
 impl<C: Choice> Discard<C> {
-    /// Discard them once somebody has answered the question, which is told their number.
+    /// Discard them once the operator has confirmed the question, which contains their number.
     pub(super) async fn run(
         &self,
         store: &dyn Store,

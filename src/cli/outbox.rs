@@ -1,4 +1,4 @@
-//! `outbox`: the messages for other systems, as an operator sees and tends them. What they say is shown only on demand.
+//! `outbox`: lists and manages the messages for other systems. Their contents are shown only on request.
 
 use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use serde_json::Value;
@@ -29,7 +29,7 @@ pub(super) struct Outbox {
 
 #[derive(Subcommand)]
 enum Action {
-    /// List messages, the oldest first
+    /// List messages, oldest first
     Ls {
         /// Only for this sink
         #[arg(long, value_name = "NAME")]
@@ -39,15 +39,15 @@ enum Action {
         #[arg(long, value_name = "STATE", value_parser = state)]
         state: Option<MessageState>,
 
-        /// Only after this message
+        /// Only messages after this one
         #[arg(long, value_name = "ID", value_parser = number)]
         after: Option<i64>,
 
-        /// At most so many
+        /// At most this many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         limit: u32,
 
-        /// Print JSON, one message a line
+        /// Print one JSON object per message, one per line
         #[arg(long)]
         json: bool,
     },
@@ -57,13 +57,13 @@ enum Action {
         #[arg(value_name = "ID", value_parser = number)]
         id: i64,
 
-        /// Also what it says, which is personal data; the audit trail tells of it
+        /// Also show the contents, which are personal data; the audit trail records this
         #[arg(long)]
         reveal: bool,
     },
-    /// Try dead messages again, unless later news of their users were delivered since
+    /// Retry dead messages, unless a later message about the same user was delivered since
     Retry(Retry<Selection>),
-    /// Give up messages, and forget what they say; deletions are never given up
+    /// Discard messages and delete their contents; deletions are never discarded
     Discard(Discard<Selection>),
     /// Stop delivering to a sink; its messages wait
     Pause {
@@ -86,11 +86,11 @@ struct Selection {
     #[arg(value_name = "ID", value_parser = number)]
     ids: Vec<i64>,
 
-    /// All dead ones for this sink
+    /// All dead messages for this sink
     #[arg(long, value_name = "NAME")]
     sink: Option<String>,
 
-    /// All dead ones
+    /// All dead messages
     #[arg(long)]
     all: bool,
 }
@@ -112,7 +112,7 @@ impl Outbox {
 }
 
 impl Action {
-    /// `sinks` are those that are configured.
+    /// `sinks` are the configured ones.
     async fn run(self, store: &dyn Store, sinks: &[String]) -> Result<(), Failure> {
         match self {
             Self::Ls { sink, state, after, limit, json } => {
@@ -128,11 +128,11 @@ impl Action {
                     return Ok(());
                 }
                 for (sink, since) in store.paused_sinks().await? {
-                    say!("{sink} is paused since {}", rfc3339(since));
+                    say!("{sink} has been paused since {}", rfc3339(since));
                 }
                 list(&messages);
                 if let Some(last) = messages.last().filter(|_| messages.len() == limit as usize) {
-                    say!("There may be more: say a larger --limit, or --after {}", last.id);
+                    say!("There may be more: use a larger --limit, or --after {}", last.id);
                 }
             }
             Self::Show { id, reveal } => {
@@ -149,14 +149,15 @@ impl Action {
                 say!("{}", serde_json::to_string_pretty(&shown).unwrap_or_default());
             }
             Self::Retry(retry) => {
-                let tally = retry.run(store, "would be tried again", "due again").await?;
-                let why = "not dead, or later news of their users were delivered since";
+                let tally = retry.run(store, "would be retried", "due again").await?;
+                let why = "not dead, or a later message about the same user was delivered since";
                 return retry.choice.finished(&tally, retry.dry_run, why, store, sinks).await;
             }
             Self::Discard(discard) => {
-                let question = |number| format!("Give up {} for good?", count(number, "message", "messages"));
-                let tally = discard.run(store, question, "would be given up", "given up").await?;
-                let why = "deletions, on their way, or finished already";
+                let question =
+                    |number| format!("Discard {} permanently?", count(number, "message", "messages"));
+                let tally = discard.run(store, question, "would be discarded", "discarded").await?;
+                let why = "deletions, being delivered, or already finished";
                 return discard.choice.finished(&tally, discard.dry_run, why, store, sinks).await;
             }
             Self::Pause { sink } => {
@@ -169,16 +170,16 @@ impl Action {
                     check_sink(store, sinks, &sink).await?;
                     return Err(Failure::failed(format!("{sink} is not paused")));
                 }
-                say!("{sink} goes on");
+                say!("{sink} is resumed");
             }
         }
         Ok(())
     }
 }
 
-/// Refuse a name that is no sink's: a typing error must not leave the real one running, nor look like an answer.
+/// Refuse an unknown sink: with a typing error the real sink would keep running, or the answer would be misleading.
 async fn check_sink(store: &dyn Store, configured: &[String], name: &str) -> Result<(), Failure> {
-    // Of one that is configured no more there may be messages; to count them can take long.
+    // A sink that is no longer configured may still have messages; counting them can be slow.
     if configured.iter().any(|sink| sink == name) {
         return Ok(());
     }
@@ -193,9 +194,9 @@ fn list(messages: &[StoredMessage]) {
     }
     let row = |message: &StoredMessage| {
         let next = match (message.next_attempt_at, message.state) {
-            (Some(_), _) if message.taken => "under way".to_owned(),
+            (Some(_), _) if message.taken => "being delivered".to_owned(),
             (Some(at), _) => rfc3339(at),
-            (None, MessageState::Pending) => "after an older one".to_owned(),
+            (None, MessageState::Pending) => "after an older message".to_owned(),
             (None, _) => String::new(),
         };
         [
@@ -226,7 +227,7 @@ impl Choice for Selection {
 }
 
 impl Selection {
-    /// Whatever is named must be there, and done. `why` says of what is left alone why it may be.
+    /// Fail unless all selected messages were found and processed. `why` explains why some may have been skipped.
     async fn finished(
         &self,
         tally: &Tally<i64>,
@@ -237,22 +238,25 @@ impl Selection {
     ) -> Result<(), Failure> {
         let (left, missing) = (tally.found - tally.done, tally.missing.len() as u64);
         if left > 0 && !dry_run {
-            say!("{left:>9}  left: {why}");
+            say!("{left:>9}  skipped: {why}");
         }
         if let Some(sink) = self.sink.as_deref().filter(|_| tally.found == 0) {
             return check_sink(store, sinks, sink).await;
         }
         Err(Failure::failed(if tally.deletions > 0 {
             format!(
-                "{}: a system that was told of a user must be told of the deletion. Mend the sink; the deletion then goes out by itself; \
-                 `clerk-sync erase report` shows what is not confirmed",
-                count(tally.deletions, "deletion stays", "deletions stay")
+                "{}: a system that received a user must receive the deletion. Fix the sink, and the deletion is then delivered \
+                 automatically; `clerk-sync erase report` lists unconfirmed erasures",
+                count(tally.deletions, "deletion was kept", "deletions were kept")
             )
         } else if missing > 0 {
-            format!("{} not in the outbox", count(missing, "of those named is", "of those named are"))
+            format!(
+                "{} not in the outbox",
+                count(missing, "of the given messages is", "of the given messages are")
+            )
         } else if left > 0 && !dry_run && !self.ids.is_empty() {
-            let left = count(left, "of those named was", "of those named were");
-            format!("{left} left alone: see `clerk-sync outbox show`")
+            let left = count(left, "of the given messages was", "of the given messages were");
+            format!("{left} skipped: see `clerk-sync outbox show`")
         } else {
             return Ok(());
         }))
@@ -260,9 +264,9 @@ impl Selection {
 }
 
 fn number(text: &str) -> Result<i64, &'static str> {
-    text.parse().map_err(|_| "the number of a message is allowed, as `clerk-sync outbox ls` shows it")
+    text.parse().map_err(|_| "expected the number of a message, as `clerk-sync outbox ls` shows it")
 }
 
 fn state(text: &str) -> Result<MessageState, &'static str> {
-    MessageState::named(text).ok_or("allowed are pending, dead, delivered and discarded")
+    MessageState::named(text).ok_or("allowed: pending, dead, delivered, discarded")
 }

@@ -16,31 +16,31 @@ use crate::{
 /// As long as Svix waits.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What the service answers is much shorter, in bytes. Whatever is longer is not the service's.
+/// In bytes. The service's answers are much shorter: a longer one comes from another program.
 pub(super) const LONGEST_ANSWER: usize = 64 << 10;
 
-/// Someone who posts signed events to one URL.
+/// A client that posts signed events to one URL.
 pub(super) struct Poster {
     client: Client,
     url: String,
     secret: Secret,
 }
 
-/// What came back.
+/// The response.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// The `status` of a success or the `code` of an error, if it is our kind of answer.
+    /// The `status` of a success or the `code` of an error, if clerk-sync answered.
     pub(super) word: String,
-    /// What an error says for people.
+    /// The message of an error.
     pub(super) message: String,
-    /// Whether a clerk-sync answered. Anything can say 200.
+    /// Whether clerk-sync answered. Any server can answer 200.
     pub(super) is_ours: bool,
 }
 
 impl Poster {
     pub(super) fn new(url: String, secret: Secret) -> Result<Self, Failure> {
         let client = http_client::builder().timeout(PATIENCE).build();
-        let client = client.context("the HTTP client could not be made")?;
+        let client = client.context("the HTTP client could not be created")?;
         Ok(Self { client, url, secret })
     }
 
@@ -77,7 +77,7 @@ impl Poster {
             api::body(&mut answer, LONGEST_ANSWER).await.map_err(|error| self.unreachable(&error))?;
         let json: Value = serde_json::from_slice(&answered.unwrap_or_default()).unwrap_or_default();
         let word = if status.is_success() {
-            // It repeats the id of what it took in.
+            // clerk-sync repeats the id of the delivery.
             json["status"].as_str().filter(|_| json["id"] == svix_id)
         } else {
             json["error"]["code"].as_str()
@@ -85,7 +85,7 @@ impl Poster {
         let message = match word {
             Some(_) => json["error"]["message"].as_str().unwrap_or_default(),
             None => {
-                "something else answers there, such as a proxy, and nothing was taken in: does --url lead to clerk-sync?"
+                "another program answers there, such as a proxy, and the event was not received: does --url point to clerk-sync?"
             }
         };
         Ok(Answer {
@@ -98,16 +98,16 @@ impl Poster {
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         if error.is_builder() {
-            return Failure::usage("--url is not a URL that can be posted to");
+            return Failure::usage("--url is not a URL that accepts POST");
         }
         let why = if error.is_timeout() { "no answer in time from" } else { "no connection to" };
-        // A URL may carry a password: what stands before the @ is not shown.
+        // A URL may contain a password: the part before the @ is not shown.
         let place = url::Url::parse(&self.url).ok().and_then(|url| {
             let (host, port) = (url.host_str()?, url.port_or_known_default()?);
             Some(format!("{}://{host}:{port}{}", url.scheme(), url.path()))
         });
         Failure::unreachable(format!(
-            "{why} {}: is clerk-sync running there? --url names another place",
+            "{why} {}: is clerk-sync running there? Use --url for another address",
             place.unwrap_or_default()
         ))
     }

@@ -1,4 +1,4 @@
-//! `prune`: what is kept only for a time, forgotten now.
+//! `prune`: deletes rows that are past their retention.
 
 use clap::Args;
 
@@ -8,10 +8,10 @@ use crate::{
     work::retention::{old_rows, prune},
 };
 
-/// Forget what is kept only for a time, as `serve` does every hour
+/// Delete rows that are past their retention, as `serve` does every hour
 #[derive(Args)]
 pub(super) struct Prune {
-    /// Only count what would go
+    /// Only count the rows that would be deleted
     #[arg(long)]
     dry_run: bool,
 
@@ -43,7 +43,7 @@ impl Prune {
                     rows.iter().map(|(kind, rows)| (kind.name().to_owned(), (*rows).into())).collect();
                 say!("{}", serde_json::json!({ "dry_run": self.dry_run, "rows": counts }));
             } else {
-                let what = if self.dry_run { "would go from" } else { "gone from" };
+                let what = if self.dry_run { "would be deleted from" } else { "deleted from" };
                 for (kind, rows) in rows {
                     say!("{rows:>9}  {what} {}", kind.name());
                 }

@@ -1,4 +1,4 @@
-//! `queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
+//! `queue`: lists, shows, retries and discards deliveries that are pending or dead.
 
 use clap::{Args, Subcommand};
 
@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// How many rows of a list are asked for at once.
+/// Rows read per query.
 const PORTION: u32 = 500;
 
-/// Look at deliveries that wait or are dead, try them again, or take them out
+/// List deliveries that are pending or dead, retry them, or discard them
 #[derive(Args)]
 pub(super) struct Queue {
     #[command(subcommand)]
@@ -34,11 +34,11 @@ pub(super) struct Queue {
 enum Action {
     /// List deliveries, in the order of their ids
     Ls {
-        /// Only those in this state: pending or dead
+        /// Only deliveries in this state: pending or dead
         #[arg(long, value_name = "STATE", value_parser = state)]
         state: Option<QueueState>,
 
-        /// Only events of this type, such as user.updated
+        /// Only events of this type, for example user.updated
         #[arg(long = "type", value_name = "TYPE")]
         event_type: Option<String>,
 
@@ -46,7 +46,7 @@ enum Action {
         #[arg(long, value_name = "USER_ID", value_parser = user_id)]
         user: Option<ClerkId>,
 
-        /// At most so many
+        /// At most this many
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
 
@@ -54,31 +54,31 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Show one delivery; what it says of somebody only with --reveal
+    /// Show one delivery; its contents only with --reveal
     Show {
         /// The delivery's id, as `queue ls` shows it
         #[arg(value_name = "SVIX_ID", value_parser = id)]
         svix_id: SvixId,
 
-        /// Show the body as well, which is personal data; the audit trail tells of it
+        /// Also show the body, which is personal data; the audit trail records this
         #[arg(long)]
         reveal: bool,
     },
-    /// Try deliveries again at once: the dead, and those that would be tried only later
+    /// Retry deliveries now: dead ones, and those whose next attempt is later
     Retry(Retry<Selection>),
-    /// Take deliveries out for ever: those named, or the dead among the others
+    /// Permanently remove deliveries: those given by id, or dead ones
     Discard(Discard<Selection>),
 }
 
-/// Which deliveries are meant.
+/// Which deliveries to act on.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Selection {
-    /// These
+    /// These deliveries, by their ids
     #[arg(value_name = "SVIX_ID", value_parser = id)]
     svix_ids: Vec<SvixId>,
 
-    /// Those of this type of event, such as user.updated
+    /// Those of this event type, for example user.updated
     #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
 
@@ -119,7 +119,7 @@ impl Action {
             Self::Ls { state, event_type, user, limit, json } => {
                 let mut filter = QueueFilter { state, event_type, clerk_id: user, ..QueueFilter::default() };
                 let mut found = Vec::new();
-                // In portions that the database gives in time.
+                // In portions small enough for the database's time limit.
                 while found.len() < limit as usize {
                     let portion = PORTION.min(limit - u32::try_from(found.len()).unwrap_or(limit));
                     let more = store.queued(&filter, portion).await?;
@@ -136,7 +136,7 @@ impl Action {
                     list(&found);
                     if found.len() == limit as usize {
                         say!(
-                            "There may be more: say a larger --limit, or narrow it by --state, --type or --user"
+                            "There may be more: use a larger --limit, or narrow the list with --state, --type or --user"
                         );
                     }
                 }
@@ -151,12 +151,12 @@ impl Action {
                 Ok(())
             }
             Self::Retry(retry) => {
-                finished(&retry.run(store, "would be tried again", "due again, for the next worker").await?)
+                finished(&retry.run(store, "would be retried", "due again, for the next worker").await?)
             }
             Self::Discard(discard) => {
                 let question =
-                    |number| format!("Take {} out for ever?", count(number, "delivery", "deliveries"));
-                finished(&discard.run(store, question, "would be taken out", "taken out").await?)
+                    |number| format!("Permanently remove {}?", count(number, "delivery", "deliveries"));
+                finished(&discard.run(store, question, "would be removed", "removed").await?)
             }
         }
     }
@@ -183,13 +183,13 @@ fn list(found: &[Queued]) {
     table(["ID", "STATE", "TYPE", "USER", "ATTEMPTS", "NEXT", "RECEIVED", "ERROR"], &rows);
 }
 
-/// What could not be done is a failure.
+/// Fail if a delivery could not be processed.
 fn finished(done: &Tally<SvixId>) -> Result<(), Failure> {
     if done.deletions > 0 {
         return Err(Failure::failed(format!(
-            "{}: what Clerk has deleted must not stay here. Mend the cause, which `clerk-sync queue ls` shows, and it succeeds \
-             by itself",
-            count(done.deletions, "deletion of a user stays", "deletions of users stay")
+            "{}: an object that Clerk has deleted must not stay here. Fix the cause, which `clerk-sync queue ls` shows; the \
+             deletion then succeeds automatically",
+            count(done.deletions, "deletion of a user was kept", "deletions of users were kept")
         )));
     }
     if done.missing.is_empty() { Ok(()) } else { Err(missing(&done.missing)) }
@@ -197,13 +197,13 @@ fn finished(done: &Tally<SvixId>) -> Result<(), Failure> {
 
 fn missing(ids: &[SvixId]) -> Failure {
     let ids: Vec<&str> = ids.iter().map(SvixId::as_str).collect();
-    Failure::failed(format!("not in the queue, processed or never seen: {}", ids.join(", ")))
+    Failure::failed(format!("not in the queue (already processed, or never received): {}", ids.join(", ")))
 }
 
 fn state(text: &str) -> Result<QueueState, &'static str> {
-    QueueState::named(text).ok_or("pending or dead is allowed")
+    QueueState::named(text).ok_or("allowed: pending, dead")
 }
 
 fn id(text: &str) -> Result<SvixId, &'static str> {
-    SvixId::new(text).ok_or("an id of 1 to 255 visible characters is allowed")
+    SvixId::new(text).ok_or("expected an id of 1 to 255 visible characters")
 }

@@ -1,4 +1,4 @@
-//! `reconcile`: what differs from Clerk, and the mending of it.
+//! `reconcile`: finds and fixes differences from Clerk.
 
 use std::num::NonZeroU32;
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Compare with Clerk and mend what differs
+/// Compare with Clerk and fix the differences
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Reconcile {
@@ -29,24 +29,24 @@ pub(super) struct Reconcile {
     #[arg(long, value_name = "KIND", value_parser = any_kind)]
     entity: Option<&'static Entity>,
 
-    /// Report only; exits with 1 if anything differs
+    /// Report only; exits with 1 if there are differences
     #[arg(long)]
     dry_run: bool,
 
-    /// Delete users that are not at Clerk even if they are many (more than 50, and more than 5 %), half of all or more, or
-    /// perhaps of another instance
+    /// Delete users that Clerk does not have even if they are many (more than 50, and more than 5 %), half of all or more, or
+    /// perhaps from another instance
     #[arg(long)]
     allow_mass_delete: bool,
 
-    /// Requests a second [default: 90 with a key of production, else 9]
+    /// Requests per second [default: 90 with a production key, else 9]
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<NonZeroU32>,
 
-    /// Tell other systems of what is mended; of deletions they always hear
+    /// Notify other systems of fixed rows too; they are always notified of deletions
     #[arg(long)]
     emit: bool,
 
-    /// Let users come from another instance of Clerk than so far; --clerk-instance-id, if it is set, still counts
+    /// Allow users from another Clerk instance than before; --clerk-instance-id, if set, still applies
     #[arg(long)]
     change_instance: bool,
 
@@ -61,14 +61,14 @@ impl Reconcile {
         context.instance.may_change = self.change_instance;
         let mut failures = Vec::new();
         for entity in chosen(self.entity, &context.rules.selection)? {
-            // What is wrong with one kind keeps nobody from the others.
+            // An error in one kind does not stop the others.
             failures.extend(self.run_of(&context, entity).await?);
         }
         context.store.close().await;
         if failures.is_empty() { Ok(()) } else { Err(Failure::failed(failures.join("\n"))) }
     }
 
-    /// Compare one kind; what is wrong, if anything is.
+    /// Compare one kind. Returns the problem, if there is one.
     async fn run_of(&self, context: &CatchUp, entity: &'static Entity) -> Result<Option<String>, Failure> {
         let (one, many) = nouns(entity);
         let options =
@@ -76,7 +76,9 @@ impl Reconcile {
         let (tell, hear) = watch::channel(0);
         let interrupted = || {
             let seen = objects(*hear.borrow(), entity);
-            format!("interrupted at {seen}; what was mended stays, and another run begins anew")
+            format!(
+                "interrupted at {seen}; fixes so far are kept, and the next run starts from the beginning"
+            )
         };
         let report = unless_stopped(reconcile(context, entity, options, tell), interrupted).await??;
         if self.json {
@@ -90,7 +92,7 @@ impl Reconcile {
         }
         if let Some(doubt) = report.doubt {
             return Ok(Some(format!(
-                "{} not to be at Clerk, {doubt}: nothing was deleted; look into it, and if it is right, repeat with \
+                "{} to be missing at Clerk, {doubt}: nothing was deleted; investigate, and if this is correct, repeat with \
                  --allow-mass-delete",
                 count(report.withheld, &format!("{one} seems"), &format!("{many} seem"))
             )));
@@ -100,7 +102,7 @@ impl Reconcile {
         }
         if report.unmended > 0 {
             return Ok(Some(format!(
-                "{} could not be mended: newer here by the register",
+                "{} could not be fixed: the version register is newer here",
                 objects(report.unmended, entity)
             )));
         }
@@ -118,25 +120,24 @@ impl Reconcile {
             let meaning = match kind {
                 DriftKind::Missing => "missing here",
                 DriftKind::Stale => "older here",
-                DriftKind::Different => "as new here, but different",
+                DriftKind::Different => "same version here, but different data",
                 DriftKind::NotAtClerk => "here, but not at Clerk",
-                DriftKind::ErasedHere => "erased here, but alive at Clerk: left alone, for deletion is final",
+                DriftKind::ErasedHere => {
+                    "erased here, but still at Clerk: left unchanged, because deletion is final"
+                }
                 DriftKind::HeldHere => {
-                    "about to be erased here, but alive at Clerk: `clerk-sync erase cancel` takes that back"
+                    "deleted here with a delayed erasure, but still at Clerk: `clerk-sync erase cancel` keeps it"
                 }
             };
             counted(drift.users, meaning, &drift.ids);
         }
         if report.touched > 0 {
-            say!(
-                "{:>9}  with a newer updated_at or last_active_at and nothing else that differs, which is no drift",
-                report.touched
-            );
+            say!("{:>9}  with only a newer updated_at or last_active_at, which is not drift", report.touched);
         }
         if self.dry_run {
             say!("Nothing was written: --dry-run.");
         } else {
-            say!("{:>9}  mended", report.mended);
+            say!("{:>9}  fixed", report.mended);
             say!("{:>9}  deleted", report.deleted);
         }
     }

@@ -1,4 +1,4 @@
-//! `sample`: what Clerk would send.
+//! `sample`: prints events as Clerk sends them.
 
 use chrono::Utc;
 use clap::Args;
@@ -11,7 +11,7 @@ use crate::{
     model::{ClerkId, MAX_ID_BYTES},
 };
 
-/// Where a service with these settings listens on this machine.
+/// The URL of a service with these settings on this machine.
 pub(super) fn default_url(settings: &Settings) -> String {
     let port = settings.get("PORT").unwrap_or("8080");
     format!("http://127.0.0.1:{port}/webhooks/clerk")
@@ -32,21 +32,21 @@ pub(super) struct Sample {
     url: Option<String>,
 }
 
-/// Which event.
+/// The event to create.
 #[derive(Args)]
 pub(super) struct SampleEvent {
     /// The type of the event
     #[arg(value_name = "TYPE", value_parser = clap::builder::PossibleValuesParser::new(sample::types()))]
     pub(super) event_type: String,
 
-    /// The user it is about; an organization and a membership get the end of its id [default: a new one]
+    /// The user it is about; an organization and a membership get the end of its id [default: a new id]
     #[arg(long, value_name = "ID", value_parser = any_id)]
     user_id: Option<ClerkId>,
 }
 
-/// Whatever a user could be called: also what Clerk would never call one.
+/// Any id that a user can have here, including ids that Clerk would never use.
 fn any_id(text: &str) -> Result<ClerkId, String> {
-    ClerkId::new(&USER, text).ok_or_else(|| format!("an id of 1 to {MAX_ID_BYTES} bytes is allowed"))
+    ClerkId::new(&USER, text).ok_or_else(|| format!("expected an id of 1 to {MAX_ID_BYTES} bytes"))
 }
 
 impl SampleEvent {

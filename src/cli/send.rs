@@ -18,11 +18,11 @@ pub(super) struct Send {
     #[command(flatten)]
     event: SampleEvent,
 
-    /// Where to [default: /webhooks/clerk on this machine, at PORT]
+    /// The URL to post to [default: /webhooks/clerk on this machine, at PORT]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 
-    /// How many, each about a new user unless --user-id is given
+    /// The number of events, each about a new user unless --user-id is given
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
 }
@@ -55,7 +55,7 @@ impl Send {
         }
         if refused > 0 {
             let refused = count(refused.into(), "was", "were");
-            return Err(Failure::failed(format!("of {} sent, {refused} not accepted", self.count)));
+            return Err(Failure::failed(format!("{refused} not accepted out of {} sent", self.count)));
         }
         Ok(())
     }

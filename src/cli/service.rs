@@ -38,33 +38,33 @@ use crate::{
     },
 };
 
-/// How often the database is tried while we wait for it.
+/// How often the database is tried at the start until it answers.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// The least that a server is given to answer.
+/// The least time that a server gets to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Descriptors that we would like: connections, with room for the database and the log.
+/// File descriptors to ask for: connections, plus some for the database and the log.
 const DESCRIPTORS: u64 = 65_536;
 
-/// Connections that the kernel holds until they are accepted. With tokio's own 128 a burst of senders overflows it:
-/// they wait for seconds, or believe to be connected and never are.
+/// Connections that the kernel queues until they are accepted. A burst of senders overflows tokio's default of 128: clients
+/// then wait for seconds, or believe that they are connected and never are.
 const BACKLOG: u32 = 4096;
 
-/// How long handing over the last spans may take: the least, however late it is, and the most.
+/// How long sending the last spans may take: at least the first, even if shutdown is late, and at most the second.
 const TRACE_TIME: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 
-/// How long giving a lease back may take.
+/// How long giving back a lease may take.
 const LEASE_TIME: Duration = Duration::from_secs(1);
 
 /// Run the service; applies pending migrations first
 #[derive(Args)]
 pub(super) struct Serve {
-    /// Do not apply migrations; /readyz says no until somebody has
+    /// Do not apply migrations; /readyz answers 503 until they are applied
     #[arg(long)]
     no_migrate: bool,
 
-    /// Only receive webhooks: what waits in the queue is left to other processes
+    /// Only receive webhooks: other processes apply the queue
     #[arg(long)]
     no_worker: bool,
 }
@@ -76,12 +76,12 @@ impl Serve {
     }
 }
 
-/// Be the service, in this role, until somebody wants us to stop.
+/// Run the service in this role until a signal arrives.
 pub(super) async fn run(role: Role, config: &Config, migrate: bool) -> Result<(), Failure> {
     init_log(config)?;
     let destinations = sinks::destinations(config)?;
     let stream = wait_for_stream(config).await?;
-    // With a stream webhooks are taken in without a database.
+    // With a stream, webhooks are received without a database.
     let first = match &stream {
         Some(_) if role != Role::Work => prepare(config, migrate, PATIENCE).await,
         _ => Ok(wait_for_store(config, migrate).await?),
@@ -95,7 +95,7 @@ pub(super) async fn run(role: Role, config: &Config, migrate: bool) -> Result<()
         Err(error) if may_pass(&error) => {
             tracing::warn!(
                 %error,
-                "the database cannot be used yet: webhooks are taken in, and applied once it can be"
+                "the database cannot be used yet: webhooks are received, and applied once it is available"
             );
             let (store, prepared) = (open_store(config, false).await?, CancellationToken::new());
             tokio::spawn(prepare_later(config.clone(), Arc::clone(&store), migrate, prepared.clone()));
@@ -109,13 +109,13 @@ pub(super) async fn run(role: Role, config: &Config, migrate: bool) -> Result<()
     service.run_until_asked_to_stop().await
 }
 
-/// The stream, once its server has proved that it keeps what it confirms.
+/// The stream, once its server has proved that it keeps confirmed entries.
 async fn wait_for_stream(config: &Config) -> Result<Option<Stream>, Failure> {
     let Some(options) = config.stream.clone() else { return Ok(None) };
     if options.durability == Durability::Trust {
         tracing::warn!(
-            "QUEUE_DURABILITY=trust: webhooks are answered before anything proves that they are on disk; what the server of \
-             QUEUE_URL loses is lost"
+            "QUEUE_DURABILITY=trust: webhooks are answered before they are known to be on disk; if the server of QUEUE_URL loses \
+             entries, those webhooks are lost"
         );
     }
     let stream = Stream::new(options)?;
@@ -137,7 +137,7 @@ async fn wait_for_stream(config: &Config) -> Result<Option<Stream>, Failure> {
     }
 }
 
-/// Prepare a database that could not be reached at the start, for as long as that takes.
+/// Prepare a database that was unreachable at the start, however long that takes.
 async fn prepare_later(config: Config, store: Arc<dyn Store>, migrate: bool, prepared: CancellationToken) {
     let mut last = None;
     loop {
@@ -148,7 +148,7 @@ async fn prepare_later(config: Config, store: Arc<dyn Store>, migrate: bool, pre
         };
         match is_ready {
             Ok(()) => {
-                tracing::info!("the database is there: work begins");
+                tracing::info!("the database is available: work begins");
                 warn_of_origin(&config, &*store).await;
                 warn_of_hidden_rows(&*store).await;
                 return prepared.cancel();
@@ -167,16 +167,16 @@ async fn prepare_later(config: Config, store: Arc<dyn Store>, migrate: bool, pre
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Both,
-    /// It takes them in, and leaves what waits in the queue to others.
+    /// It receives them, and leaves the queue to others.
     Receive,
-    /// It applies what waits in the queue.
+    /// It applies the queue.
     Work,
 }
 
-/// Begin to log, and say first what is probably not meant.
+/// Start logging, and log the configuration's warnings first.
 pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
     let filter = telemetry::filter(&config.log_filter)
-        .ok_or_else(|| Failure::configuration("RUST_LOG cannot be understood"))?;
+        .ok_or_else(|| Failure::configuration("RUST_LOG cannot be parsed"))?;
     let format = config.log_format.unwrap_or_else(telemetry::LogFormat::of_stderr);
     telemetry::init(format, filter, config.sentry.as_ref());
     for warning in &config.warnings {
@@ -185,13 +185,13 @@ pub(super) fn init_log(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether the database may be usable in a while.
+/// Whether the error may pass without a change by the operator.
 fn may_pass(error: &StoreError) -> bool {
     matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Locked | ErrorKind::Conflict)
         && !error.is_closed_door()
 }
 
-/// Wait until the database answers, and bring its tables up to date.
+/// Wait until the database answers, and apply the migrations.
 pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc<dyn Store>, Failure> {
     let began = Instant::now();
     let mut told = false;
@@ -207,8 +207,8 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
         if began.elapsed() >= config.database_wait {
             let why = diagnosis(&config.database).await.map(|why| format!(": {why}")).unwrap_or_default();
             return Err(Failure::unreachable(format!(
-                "{error}{why}; waited {} s (DATABASE_WAIT_SECONDS). Is the server that DATABASE_URL names running, and may \
-                 this user connect?",
+                "{error}{why}; waited {} s (DATABASE_WAIT_SECONDS). Is the server that DATABASE_URL names running, and is \
+                 this user allowed to connect?",
                 config.database_wait.as_secs()
             )));
         }
@@ -221,8 +221,8 @@ pub(super) async fn wait_for_store(config: &Config, migrate: bool) -> Result<Arc
     }
 }
 
-/// Made-up people are for trying things out; whoever runs a service on their database has probably not meant it. Nor that
-/// events come from another instance of Clerk than the users so far.
+/// Warn if the database holds samples, which are for trials, or users of another Clerk instance than the configured one: the
+/// operator has probably named the wrong database.
 async fn warn_of_origin(config: &Config, store: &dyn Store) {
     let Some(origin) = store.origin().await.ok().flatten() else { return };
     if let Pin::Only(pinned) = Pin::of(config.instance_id.as_deref())
@@ -231,25 +231,25 @@ async fn warn_of_origin(config: &Config, store: &dyn Store) {
         tracing::warn!(
             pinned,
             known = origin.instance,
-            "CLERK_INSTANCE_ID is not the instance of Clerk that the users of this database came from: the events of the \
-             former are taken in beside them; see the runbook (ClerkSyncOtherInstance)"
+            "CLERK_INSTANCE_ID is not the Clerk instance that the users of this database came from: events of CLERK_INSTANCE_ID \
+             are applied alongside them; see the runbook (ClerkSyncOtherInstance)"
         );
     }
     if origin.instance == sample::INSTANCE {
         tracing::warn!(
-            "`clerk-sync dev` has written made-up people into this database: name another one in DATABASE_URL for real ones"
+            "`clerk-sync dev` has written made-up users to this database: set DATABASE_URL to another database for real users"
         );
     }
 }
 
-/// Whose rows we cannot see we cannot erase, and the database does not say so.
+/// Rows that row level security hides cannot be erased, and the database gives no error.
 pub(super) async fn warn_of_hidden_rows(store: &dyn Store) {
     for Missing { what, remedy } in store.hidden().await.unwrap_or_default() {
-        tracing::error!(remedy, "{what}; until that is mended erasures stay open, and /readyz answers 503");
+        tracing::error!(remedy, "{what}; until this is fixed, erasures stay open and /readyz answers 503");
     }
 }
 
-/// Migrations take as long as they take; whether the server answers at all is known in time.
+/// The time limit covers only reaching the server; migrations may take any time.
 async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<Arc<dyn Store>, StoreError> {
     let reach = async {
         let store = open_store(config, false).await?;
@@ -278,33 +278,33 @@ fn unavailable<T>(_: Elapsed) -> Result<T, StoreError> {
 
 /// The running service.
 pub struct Service {
-    /// Where the public listener listens, if webhooks are received.
+    /// The address of the public listener, if webhooks are received.
     pub public: Option<SocketAddr>,
-    /// Where the private listener listens.
+    /// The address of the private listener.
     pub private: SocketAddr,
     shutdown: CancellationToken,
     grace: Duration,
     listeners: JoinSet<()>,
     upkeep: JoinSet<()>,
-    /// Those that give their leases back, or write their last counts, before they end.
+    /// Tasks that give back their leases, or write their last counts, before they end.
     catch_up: JoinSet<()>,
-    /// Finishes what they have begun.
+    /// These tasks finish the deliveries that they have begun.
     workers: JoinSet<()>,
-    /// Finishes the messages that are on their way.
+    /// These tasks finish the messages that are being delivered.
     outbox: JoinSet<()>,
     lanes: Lanes,
     store: Arc<dyn Store>,
 }
 
 impl Service {
-    /// Start what this role needs. What works on a database that is not prepared yet begins once the token is cancelled.
+    /// Start the parts of this role. Parts that need a prepared database begin once the token is cancelled.
     ///
     /// # Errors
-    /// If an address cannot be listened on.
+    /// If an address cannot be bound.
     ///
     /// # Panics
-    /// Outside a runtime of tokio.
-    #[expect(clippy::too_many_lines, reason = "one thing after the other, and none of them long")]
+    /// Outside a tokio runtime.
+    #[expect(clippy::too_many_lines, reason = "a sequence of short steps")]
     pub fn start(
         role: Role,
         config: &Config,
@@ -314,7 +314,7 @@ impl Service {
         limits: Limits,
         destinations: Vec<Destination>,
     ) -> Result<Self, Failure> {
-        // Where it cannot be raised, accepting pauses when descriptors run out.
+        // If the limit cannot be raised, accepting pauses when descriptors run out.
         let _ = rlimit::increase_nofile_limit(DESCRIPTORS);
         let receives = role != Role::Work;
         let public = receives.then(|| listen(config.listen, "HOST and PORT")).transpose()?;
@@ -373,7 +373,7 @@ impl Service {
         if let Some((public, _)) = public {
             serve(public, http::public_routes(Arc::clone(&app)), ConnectionLimits::default());
         }
-        // Proxies keep connections to the public one. To the private one only those do who ask again.
+        // Proxies keep connections to the public listener open. Clients of the private one reconnect for each request.
         let at_once = ConnectionLimits { farewell: Duration::ZERO, ..ConnectionLimits::default() };
         serve(private, http::private_routes(app, metrics.clone()), at_once);
         let (mut workers, mut outbox) = (JoinSet::new(), JoinSet::new());
@@ -427,7 +427,7 @@ impl Service {
         let retention = Retention::new(Arc::clone(&store), rules, Arc::clone(&clock), keep(config), every);
         let retention = Worker::new(retention, 1, &lookout.erasures);
         upkeep.spawn(once(unprepared, &shutdown, lookout.run(shutdown.clone())));
-        // So that the metrics are there when they are asked for the first time, and the log tells what nobody sees to.
+        // Fill the metrics before the first scrape, and log deliveries and messages that no process handles.
         upkeep.spawn(async move { gauges.refresh().await });
         catch_up.spawn(once(unprepared, &shutdown, retention.run(shutdown.clone())));
         catch_up.spawn(once(unprepared, &shutdown, sealing.run(shutdown.clone())));
@@ -459,11 +459,11 @@ impl Service {
         })
     }
 
-    /// Say in the log where it can be reached, and whether it is ready.
+    /// Log the addresses, and whether the service is ready.
     async fn announce(&self, config: &Config) {
         let state = match timeout(PATIENCE, self.store.ready()).await.unwrap_or(Ok(Readiness::Ready)) {
-            Ok(Readiness::SchemaNotCurrent) => "listening, and not ready before the migrations are applied",
-            Ok(Readiness::RowsHidden) => "listening, and not ready while row level security hides rows",
+            Ok(Readiness::SchemaNotCurrent) => "listening, but not ready until the migrations are applied",
+            Ok(Readiness::RowsHidden) => "listening, but not ready while row level security hides rows",
             _ => "ready",
         };
         let webhooks = self.public.map(|address| format!("http://{address}/webhooks/clerk"));
@@ -479,14 +479,14 @@ impl Service {
     /// Run until SIGTERM or SIGINT, then stop in good order. A second signal stops at once.
     ///
     /// # Errors
-    /// If signals cannot be listened for.
+    /// If the process cannot listen for signals.
     pub async fn run_until_asked_to_stop(self) -> Result<(), Failure> {
         let mut signals = Signals::listen()?;
         let informing = tokio::spawn(notify::keep_informed(self.private));
         let (name, _) = signals.next().await;
         informing.abort();
         notify::stopping();
-        tracing::info!(signal = name, "stopping: no new requests, what is under way is finished");
+        tracing::info!(signal = name, "stopping: no new requests, requests in progress are finished");
         tokio::select! {
             () = self.stop() => {
                 tracing::info!("stopped");
@@ -496,7 +496,7 @@ impl Service {
         }
     }
 
-    /// Stop listening, answer what is under way, commit what is waiting, close the database.
+    /// Stop listening, answer open requests, commit pending work, close the database.
     pub async fn stop(mut self) {
         let deadline = Instant::now() + self.grace;
         self.shutdown.cancel();
@@ -508,20 +508,20 @@ impl Service {
         let finished = async { tokio::join!(self.lanes.finish(), self.workers.join_all()) };
         if timeout(left().max(Duration::from_secs(1)), finished).await.is_err() {
             tracing::warn!(
-                "the database or the queue did not finish within SHUTDOWN_GRACE_SECONDS; unanswered deliveries come again, and what \
-                 waits in the queue goes on waiting"
+                "the database or the queue did not finish within SHUTDOWN_GRACE_SECONDS; Svix sends unanswered deliveries \
+                 again, and queued deliveries stay in the queue"
             );
         }
         if timeout(left(), self.outbox.join_all()).await.is_err() {
             tracing::warn!("a sink did not answer within SHUTDOWN_GRACE_SECONDS; its message is sent again");
         }
         telemetry::finish_tracing(left().clamp(TRACE_TIME.0, TRACE_TIME.1)).await;
-        // A connection that hangs is closed by the end of the process.
+        // The end of the process closes a connection that hangs.
         let _ = timeout(Duration::from_secs(1), self.store.close()).await;
     }
 }
 
-/// Do the work once that has come, unless the shutdown comes first.
+/// Do the work once the token `come` is cancelled, unless the shutdown comes first.
 fn once<W: Future<Output = ()> + Send + 'static>(
     come: Option<&CancellationToken>,
     shutdown: &CancellationToken,
@@ -544,11 +544,11 @@ pub(super) fn keep(config: &Config) -> Keep {
     Keep { processed: days(config.processed_retention), dead: days(config.dead_retention) }
 }
 
-/// A listener, and where it listens.
+/// A listener, and its address.
 fn listen(address: SocketAddr, variables: &str) -> Result<(TcpListener, SocketAddr), Failure> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // Connections of a previous life, which the kernel still remembers, must not keep us from starting.
+        // Connections of a previous process that the kernel still remembers must not prevent the start.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;

@@ -1,4 +1,4 @@
-//! `sinks`: which other systems are told, and whether they can be.
+//! `sinks`: lists the systems that receive changes, and tests whether they can be reached.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// List the systems that are told of changes, or try one out
+/// List the systems that receive changes, or test one
 #[derive(Args)]
 pub(super) struct Sinks {
     #[command(subcommand)]
@@ -34,19 +34,19 @@ pub(super) struct Sinks {
 
 #[derive(Subcommand)]
 enum SinksCommand {
-    /// Send a message that is marked as a test, and one with a wrong signature where messages are signed; exits with 0 if
-    /// it was taken, 1 if it was refused, 69 without an answer
+    /// Send a test message, and one with a wrong signature if messages are signed; exits with 0 if the test message was accepted,
+    /// 1 if it was refused, 69 without an answer
     Test {
         /// The sink's name in clerk-sync.toml
         name: String,
     },
-    /// Say that a sink whose address has changed is the same system as before, or that nobody is left at its old one: users
-    /// whom it was told of there count as told of at the new one, and their erasures as done once it confirms them
+    /// Declare that a sink with a new address is the same system as before, or that the system at the old address holds no users.
+    /// Users sent to the old address count as sent to the new one, and their erasures as done once the new one confirms them
     Moved {
         /// The sink's name in clerk-sync.toml
         name: String,
 
-        /// Only say of how many users it was told elsewhere
+        /// Only print how many users were sent to another address
         #[arg(long)]
         dry_run: bool,
     },
@@ -65,13 +65,11 @@ impl Sinks {
 fn list(settings: &Settings) -> Result<(), Failure> {
     let config = resolve(settings)?;
     let Some(file) = &config.config_file else {
-        say!(
-            "No system is told: there is no clerk-sync.toml, and CONFIG_FILE (--config) names no other file."
-        );
+        say!("There are no sinks: there is no clerk-sync.toml, and CONFIG_FILE (--config) is not set.");
         return Ok(());
     };
     say!("{} names {}", file.display(), count(config.sinks.len() as u64, "sink", "sinks"));
-    // To be listed they need no secrets; to be told they do.
+    // Listing sinks needs no secrets; delivering to them does.
     let mistakes = settings.diagnose(Needs { sink_secrets: true, ..Needs::default() }).mistakes;
     for sink in &config.sinks {
         let events: Vec<String> = sink.events.iter().map(|event| event.name()).collect();
@@ -89,7 +87,7 @@ fn list(settings: &Settings) -> Result<(), Failure> {
     if !config.sinks.is_empty() {
         say!();
         say!(
-            "`clerk-sync doctor` looks whether they answer, `clerk-sync sinks test NAME` sends a test message."
+            "`clerk-sync doctor` checks whether they answer, `clerk-sync sinks test NAME` sends a test message."
         );
     }
     Ok(())
@@ -99,14 +97,14 @@ async fn test(settings: &Settings, name: &str) -> Result<(), Failure> {
     let sink = configured(settings, name)?;
     let outbound = outbound()?;
     let message = sample(&sink, Utc::now());
-    let body = serde_json::to_string(&message).context("a message cannot be written")?;
+    let body = serde_json::to_string(&message).context("the message cannot be serialised")?;
     let began = Instant::now();
     let answer = open(&sink, &outbound)?.test(&message, &body).await;
     let took = began.elapsed().as_millis();
     let host = sink.host();
     let refusal = match answer {
         Ok(doubts) => {
-            say!("{name} took the test message in {took} ms");
+            say!("{name} accepted the test message in {took} ms");
             for doubt in doubts {
                 say!("warning: {doubt}");
             }
@@ -116,7 +114,7 @@ async fn test(settings: &Settings, name: &str) -> Result<(), Failure> {
     };
     let told = format!("{name} at {host} after {took} ms: {refusal}");
     if refusal.is_unreachable() {
-        // Of several addresses the message does not say which one was not reached.
+        // With several addresses, the error does not say which one was not reached.
         let mut why = String::new();
         for url in urls(&sink) {
             why.extend(why_not_reached(url).await.map(|why| format!(", {why}")));
@@ -124,22 +122,22 @@ async fn test(settings: &Settings, name: &str) -> Result<(), Failure> {
         return Err(Failure::unreachable(format!("{told}{why}\n  → {}", to_reach(&sink, host))));
     }
     Err(Failure::failed(format!(
-        "{told}\n  → mend it at {host}, or its settings in clerk-sync.toml; docs/sinks.md says what each answer means. What it \
-         did not take: `clerk-sync outbox ls --sink {name}`"
+        "{told}\n  → fix it at {host}, or correct its settings in clerk-sync.toml; docs/sinks.md explains each answer. Messages \
+         that it did not accept: `clerk-sync outbox ls --sink {name}`"
     )))
 }
 
 async fn moved(settings: &Settings, name: &str, dry_run: bool) -> Result<(), Failure> {
-    // Which system it is may follow from its secrets.
+    // The address may depend on the sink's secrets.
     let address = configured(settings, name)?.address();
     on_store(settings, dry_run, async |_, store| {
         let users = count(store.told_elsewhere(name, &address).await?.users, "user", "users");
         let mut same = "";
         if !dry_run {
             store.point_sink(name, &address, true, clock()()).await?;
-            same = ", and is now taken for the same system";
+            same = ", and now counts as the same system";
         }
-        say!("{name} was told of {users} while it was at another address{same}");
+        say!("{name} received {users} at another address{same}");
         Ok(())
     })
     .await
@@ -153,7 +151,7 @@ fn configured(settings: &Settings, name: &str) -> Result<SinkConfig, Failure> {
     sink.cloned().ok_or_else(|| no_sink(name, known))
 }
 
-/// Where a sink is spoken to.
+/// The URLs that a sink uses.
 pub(super) fn urls(sink: &SinkConfig) -> Vec<&Url> {
     match &sink.kind {
         SinkKind::Webhook(webhook) => vec![&webhook.url],
@@ -162,7 +160,7 @@ pub(super) fn urls(sink: &SinkConfig) -> Vec<&Url> {
     }
 }
 
-/// Why nobody can connect to an address; `None` if one can.
+/// Why a connection to a URL fails; `None` if it succeeds.
 pub(super) async fn why_not_reached(url: &Url) -> Option<String> {
     let host = url.host_str().unwrap_or_default();
     why_no_connection(host.trim_matches(['[', ']']), url.port_or_known_default().unwrap_or_default()).await
@@ -172,19 +170,19 @@ pub(super) async fn why_not_reached(url: &Url) -> Option<String> {
 pub(super) fn to_reach(sink: &SinkConfig, host: &str) -> String {
     let name = &sink.name;
     format!(
-        "see that {host} runs and can be reached from here, or correct its url in clerk-sync.toml; then `clerk-sync sinks \
+        "check that {host} runs and is reachable from here, or correct its url in clerk-sync.toml; then run `clerk-sync sinks \
          test {name}`. Messages wait meanwhile: `clerk-sync outbox ls --sink {name}`"
     )
 }
 
-/// What to say of a name that is no sink's.
+/// The error for an unknown sink.
 pub(super) fn no_sink<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Failure {
     let known: Vec<&str> = known.collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     Failure::usage(format!("there is no sink {name:?}; known: {known}"))
 }
 
-/// All sinks, ready to be spoken to.
+/// All sinks, ready for delivery.
 pub(super) fn destinations(config: &Config) -> Result<Vec<Destination>, Failure> {
     if let Some(file) = &config.config_file {
         tracing::info!(file = %file.display(), sinks = config.sinks.len(), "configuration file read");
@@ -209,9 +207,9 @@ pub(super) fn destinations(config: &Config) -> Result<Vec<Destination>, Failure>
     config.sinks.iter().map(destination).collect()
 }
 
-/// The way out for all sinks of this process.
+/// The outgoing HTTP client for all sinks of this process.
 fn outbound() -> Result<Outbound, Failure> {
-    Ok(Outbound::new(clock()).context("the HTTP client could not be made")?)
+    Ok(Outbound::new(clock()).context("the HTTP client could not be created")?)
 }
 
 /// A sink as the dispatcher needs it.
@@ -248,7 +246,7 @@ fn open(sink: &SinkConfig, outbound: &Outbound) -> Result<Arc<dyn Sink>, Failure
     })
 }
 
-/// An invented user, with `"test": true` beside what the sink may know.
+/// A made-up user, with `"test": true` alongside the fields that the sink may receive.
 fn sample(sink: &SinkConfig, now: DateTime<Utc>) -> Message {
     let mut data = Map::new();
     data.insert("clerk_id".to_owned(), json!(random_id("user_test_")));

@@ -1,4 +1,4 @@
-//! `stats`: how much there is of everything, and a small chart of the weeks. Numbers only, and nothing of anybody.
+//! `stats`: counts of everything, and a small chart of sign-ups by week. It prints only numbers, and no personal data.
 
 use std::io::stdout;
 
@@ -18,18 +18,18 @@ use crate::{
     work::backlog::Backlog,
 };
 
-/// The last words of the help.
-const NOTE: &str = "A number behind ~ is estimated: a large table is not counted one by one.";
+/// The end of the help.
+const NOTE: &str = "A number after ~ is an estimate: the rows of a large table are not counted.";
 
-/// Weeks in the chart, this one included.
+/// Weeks in the chart, including the current one.
 const WEEKS: u64 = 12;
 
-/// How wide the report is where no terminal says how wide it is.
+/// The width of the report where no terminal reports its width.
 const USUAL_WIDTH: usize = 80;
 
 const LONGEST_BAR: usize = 60;
 
-/// Print how much there is: users, sign-ups by week, events, what waits
+/// Print statistics: users, sign-ups by week, events, pending work
 #[derive(Args)]
 #[command(after_help = NOTE)]
 pub(super) struct Stats {
@@ -38,13 +38,13 @@ pub(super) struct Stats {
     json: bool,
 }
 
-/// All that is told.
+/// Everything that is printed.
 struct Overview {
     statistics: Statistics,
-    /// Every week, also those without a sign-up; `None` if counting them takes too long.
+    /// Every week, including weeks without sign-ups; `None` if counting them takes too long.
     weeks: Option<Vec<(NaiveDate, u64)>>,
     backlog: Backlog,
-    /// Of the stream, if there is one; the rest is told also while its server cannot be asked.
+    /// The depth of the stream, if there is one. The rest is printed even if its server cannot be reached.
     stream: Option<Result<Depth, StreamError>>,
 }
 
@@ -92,9 +92,9 @@ impl Overview {
         let Self { statistics, weeks, backlog: Backlog { queue, sinks, .. }, stream } = self;
         say!("{place}, {}", BinaryBytes(statistics.bytes));
         say!();
-        say!("Users      {} standing, {} erased", told(statistics.standing), grouped(statistics.erased));
+        say!("Users      {} current, {} erased", told(statistics.standing), grouped(statistics.erased));
         let events = match &statistics.outcomes {
-            None => "not counted, there are too many".to_owned(),
+            None => "not counted (too many)".to_owned(),
             Some(outcomes) if outcomes.is_empty() => "none".to_owned(),
             Some(outcomes) => {
                 let each = |(outcome, count): &(String, u64)| format!("{} {outcome}", grouped(*count));
@@ -169,21 +169,21 @@ async fn depth(options: &Options) -> Result<Depth, StreamError> {
     Stream::new(options.clone())?.depth().await
 }
 
-/// What waits in the stream.
+/// The state of the stream.
 fn waiting(stream: &Result<Depth, StreamError>, now: DateTime<Utc>) -> String {
     match stream {
         Ok(Depth { entries, pending, oldest }) => {
             let since = oldest.map(|oldest| format!(", the oldest for {}", length(now - oldest)));
             let (entries, pending) = (grouped(*entries), grouped(*pending));
-            format!("{entries} waiting, {pending} of them taken by a worker{}", since.unwrap_or_default())
+            format!("{entries} waiting, {pending} of them claimed by a worker{}", since.unwrap_or_default())
         }
         Err(error) => format!("not counted: {error}"),
     }
 }
 
-/// How long ago something was.
+/// How long ago the last event was.
 fn last(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {
-    let Some(at) = at else { return "there never was one".to_owned() };
+    let Some(at) = at else { return "there has been none".to_owned() };
     format!("the last one {} ago", length(now - at))
 }
 
@@ -192,7 +192,7 @@ fn monday(day: NaiveDate) -> NaiveDate {
     day - Days::new(day.weekday().num_days_from_monday().into())
 }
 
-/// Every week from the first on, also those that nobody signed up in.
+/// Every week from the first on, including weeks without sign-ups.
 fn filled(first: NaiveDate, counted: &[(NaiveDate, u64)]) -> Vec<(NaiveDate, u64)> {
     let week = |number| {
         let week = first + Days::new(7 * number);
@@ -220,7 +220,7 @@ fn chart(weeks: &[(NaiveDate, u64)], width: usize) -> Vec<String> {
     weeks.iter().zip(&numbers).map(line).collect()
 }
 
-/// A bar, to an eighth of a character. Whatever is not nothing is to be seen.
+/// A bar, to an eighth of a character. Any number above zero is visible.
 fn bar(part: u64, most: u64, room: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let most = u128::from(most.max(1));
@@ -233,7 +233,7 @@ fn told(count: Count) -> String {
     format!("{}{}", if count.estimated { "~" } else { "" }, grouped(count.rows))
 }
 
-/// A number whose digits can be counted.
+/// A number with separators.
 fn grouped(number: u64) -> String {
     grouped_by(number, ',')
 }
@@ -258,7 +258,7 @@ mod tests {
         assert_eq!(lines[2], "2026-01-19      0");
         assert_eq!(lines[3], "2026-01-26      1  ▏");
         assert!(lines.iter().all(|line| line.chars().count() <= 40), "{lines:?}");
-        // Where there is no room at all it is a column of numbers.
+        // Without enough width it is a column of numbers.
         assert!(chart(&weeks, 5).iter().all(|line| line.chars().count() <= 20));
     }
 
@@ -283,6 +283,6 @@ mod tests {
         assert_eq!(ago(TimeDelta::seconds(61)), "the last one 1 min ago");
         assert_eq!(ago(TimeDelta::hours(47)), "the last one 47 h ago");
         assert_eq!(ago(TimeDelta::days(3)), "the last one 3 days ago");
-        assert_eq!(last(None, now), "there never was one");
+        assert_eq!(last(None, now), "there has been none");
     }
 }

@@ -1,7 +1,7 @@
-//! The terminal: what commands print there, and what they ask whoever sits at it.
+//! The terminal: output of commands, and questions to the operator.
 //!
-//! Ids, addresses and messages are other people's: of their characters none reaches a terminal that could steer it. What
-//! is JSON stays JSON. A reader that has gone away is not an error.
+//! Ids, addresses and messages come from outside: no character of theirs that could control a terminal is printed as it is.
+//! JSON is printed unchanged. A reader that closes the pipe is not an error.
 
 use std::{
     borrow::Cow,
@@ -18,7 +18,7 @@ use crate::{
     telemetry::plain::{is_hidden, written_out},
 };
 
-/// Print a line, or several, to standard output.
+/// Print one or more lines to standard output.
 macro_rules! say {
     () => { $crate::cli::terminal::print(format_args!("")) };
     ($($text:tt)*) => { $crate::cli::terminal::print(format_args!($($text)*)) };
@@ -29,29 +29,29 @@ pub(super) fn print(text: fmt::Arguments<'_>) {
     print_styled(&plain(&text.to_string()));
 }
 
-/// The same with text that steers the terminal, all of which is ours: see [`plain`] for the rest of it.
+/// The same, for text that contains control sequences of clerk-sync: the caller applies [`plain`] to the other parts.
 pub(super) fn print_styled(text: &str) {
     write(format!("{text}\n").as_bytes());
 }
 
-/// Why some of what was printed did not arrive.
+/// Why some of the output was not written.
 static CUT_OFF: OnceLock<io::Error> = OnceLock::new();
 
-/// Print this as it is. A reader that has gone away has seen enough; any other trouble is told by [`arrived`].
+/// Print bytes as they are. A reader that closes the pipe is ignored; [`arrived`] reports any other error.
 pub(super) fn write(bytes: &[u8]) {
     let mut out = stdout();
     if let Err(error) = out.write_all(bytes).and_then(|()| out.flush())
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        // The first says it.
+        // Only the first error is kept.
         _ = CUT_OFF.set(error);
     }
 }
 
-/// Whether all that was printed arrived, as far as anybody wanted it: a list that is cut off must not look complete.
+/// Whether all output was written that the reader wanted: a truncated list must not look complete.
 pub(super) fn arrived() -> Result<(), Failure> {
     match CUT_OFF.get() {
-        Some(error) => Err(Failure::failed(format!("the output is cut off: {}", unreadable(error)))),
+        Some(error) => Err(Failure::failed(format!("the output is incomplete: {}", unreadable(error)))),
         None => Ok(()),
     }
 }
@@ -64,7 +64,7 @@ pub(super) fn table<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[Stri
 }
 
 fn aligned<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> Vec<String> {
-    // Something everywhere, so that nobody takes one column for the next.
+    // Every cell has text, so that columns cannot be confused.
     let cell = |text: &String| if text.is_empty() { "-".into() } else { word(text).into_owned() };
     let rows = rows.iter().map(|row| row.each_ref().map(cell));
     let lines: Vec<[String; COLUMNS]> = [header.map(str::to_owned)].into_iter().chain(rows).collect();
@@ -77,7 +77,7 @@ fn aligned<const COLUMNS: usize>(header: [&str; COLUMNS], rows: &[[String; COLUM
     lines.iter().map(line).collect()
 }
 
-/// Print how many there are of something, and the first of them by name.
+/// Print a count, and the first items by name.
 pub(super) fn counted(number: u64, what: &str, named: &[impl ToString]) {
     say!("{number:>9}  {what}");
     for name in named {
@@ -89,7 +89,7 @@ pub(super) fn counted(number: u64, what: &str, named: &[impl ToString]) {
     }
 }
 
-/// A line on standard error that says how far it is; where that is no terminal, nothing.
+/// A progress line on standard error; nothing where that is not a terminal.
 pub(super) fn progress(template: &str) -> ProgressBar {
     if !stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -97,10 +97,10 @@ pub(super) fn progress(template: &str) -> ProgressBar {
     ProgressBar::no_length().with_style(progress_style(template))
 }
 
-/// How such a line looks; `{rate}` is what is done in a second.
+/// The style of a progress line; `{rate}` is the number of items per second.
 pub(super) fn progress_style(template: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, text: &mut dyn fmt::Write| {
-        let _ = write!(text, "{:.0} a second", state.per_sec());
+        let _ = write!(text, "{:.0} per second", state.per_sec());
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.with_key("rate", rate)
@@ -111,12 +111,12 @@ pub(super) fn complain(text: &str) {
     let _ = writeln!(stderr(), "{}", plain(text));
 }
 
-/// A text with characters that steer or that nobody sees written as `\u001b`: all but ends of lines and tabs.
+/// A text with control and invisible characters written as `\u001b`, except line ends and tabs.
 pub(super) fn plain(text: &str) -> Cow<'_, str> {
     written_out(text, |character| steers(character) && !matches!(character, '\n' | '\t'))
 }
 
-/// The same of what stands within a line, such as an id of somebody else's: it does not end the line either.
+/// The same for text within a line, such as an id from outside: line ends and tabs are written out too.
 pub(super) fn word(text: &str) -> Cow<'_, str> {
     written_out(text, steers)
 }
@@ -125,18 +125,18 @@ fn steers(character: char) -> bool {
     character.is_control() || is_hidden(character)
 }
 
-/// Whether standard output is a terminal that shows colours to somebody who wants them.
+/// Whether standard output is a terminal that shows colours, and the user has not disabled them.
 pub(super) fn has_colours() -> bool {
     let is_set = |variable| env::var_os(variable).is_some_and(|value| !value.is_empty());
     let is_dumb = env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
     stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
-/// Ask whoever sits at the terminal, and go on at y or yes. Where nobody sits only `--yes` counts.
+/// Ask the operator, and continue at y or yes. Without a terminal only `--yes` confirms.
 pub(super) fn confirm(question: &str) -> Result<(), Failure> {
     if !stdin().is_terminal() || !stderr().is_terminal() {
         return Err(Failure::usage(format!(
-            "{question} There is no terminal to ask at: say --yes if you are sure. Nothing was changed"
+            "{question} There is no terminal for this question: pass --yes if you are sure. Nothing was changed"
         )));
     }
     write!(stderr(), "{} [y/N] ", plain(question))?;

@@ -1,4 +1,4 @@
-//! `worker`: applies what waits in the queue and tells other systems, beside the processes that receive webhooks.
+//! `worker`: applies the queue and notifies other systems, alongside the processes that receive webhooks.
 
 use clap::Args;
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::config::{Needs, Settings};
 
-/// Apply what waits in the queue and tell other systems, and nothing else; any number of these may run
+/// Only apply the queue and notify other systems; any number of workers may run
 #[derive(Args)]
 pub(super) struct Worker {
-    /// Do not apply migrations; /readyz says no until somebody has
+    /// Do not apply migrations; /readyz answers 503 until they are applied
     #[arg(long)]
     no_migrate: bool,
 }

@@ -1,7 +1,7 @@
-//! Who is calling: the peer, or whom a trusted proxy says it speaks for.
+//! The caller's address: the peer, or the address that a trusted proxy reports.
 //!
-//! `X-Forwarded-For` is believed only as far as trusted proxies wrote it: read from the right, the first address
-//! that is not a trusted proxy is the caller. What stands further left is the caller's own invention.
+//! Only entries of `X-Forwarded-For` that trusted proxies wrote are believed: read from the right, the first address that is
+//! not a trusted proxy is the caller. Entries further left may be invented by the caller.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,21 +13,21 @@ use ipnet::IpNet;
 
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Which callers may send webhooks, and whose word about callers counts.
+/// The callers that may send webhooks, and the proxies whose reports are believed.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
-    /// `None`: anybody.
+    /// `None`: any caller.
     pub allowed: Option<Vec<IpNet>>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Addresses {
-    /// The caller's address; `None` if a trusted proxy wrote something that is no address.
+    /// The caller's address; `None` if a trusted proxy wrote an invalid address.
     pub fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let mut caller = peer.to_canonical();
         let lines = headers.get_all(FORWARDED_FOR);
-        // Several lines mean the same as one with commas. Lines only iterate forwards.
+        // Several header lines mean the same as one with commas. They only iterate forwards.
         let lines: Vec<&[u8]> = lines.iter().map(axum::http::HeaderValue::as_bytes).collect();
         for entry in lines.iter().rev().flat_map(|line| line.rsplit(|byte| *byte == b',')) {
             if !contains(&self.trusted_proxies, caller) {
@@ -38,7 +38,7 @@ impl Addresses {
         Some(caller)
     }
 
-    /// Whether this caller may send webhooks. An unknown one may only if anybody may.
+    /// Whether this caller may send webhooks. An unknown caller may only if any caller may.
     pub fn allows(&self, caller: Option<IpAddr>) -> bool {
         match (&self.allowed, caller) {
             (None, _) => true,
@@ -48,13 +48,13 @@ impl Addresses {
     }
 }
 
-/// Who is at the other end of the connection on which a request came.
+/// The peer of the connection on which a request arrived.
 pub(super) fn peer(extensions: &Extensions) -> IpAddr {
     let peer = extensions.get::<ConnectInfo<SocketAddr>>();
     peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |ConnectInfo(peer)| peer.ip())
 }
 
-/// To whose account goes what comes from an address: whoever has one of IPv6 has all of its /64.
+/// The unit for limits per sender: an IPv4 address, or the /64 of an IPv6 address.
 pub(super) fn account(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -66,7 +66,7 @@ fn contains(nets: &[IpNet], address: IpAddr) -> bool {
     nets.iter().any(|net| net.contains(&address))
 }
 
-/// An address, with or without a port, as proxies write them.
+/// An address with or without a port, in the formats that proxies write.
 fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(entry).ok()?.trim();
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();

@@ -1,4 +1,4 @@
-//! Whoever guesses is slowed down: the failures of an address are counted, and forgotten one by one.
+//! Slows down guessing: failures are counted per address, and forgotten one by one.
 
 use std::{
     collections::HashMap,
@@ -11,18 +11,18 @@ use tokio::time::Instant;
 
 use super::address;
 
-/// How long it takes until one failure is forgotten.
+/// The time until one failure is forgotten.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(6);
 
-/// Addresses that are remembered at most. Those whose failures are forgotten go first.
+/// The maximum number of remembered addresses. Those without remaining failures are dropped first.
 const ADDRESSES: usize = 10_000;
 
 /// Failures by address.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    /// Failures that cost nothing.
+    /// The number of failures before an address has to wait.
     free: u32,
-    /// When all failures of an address will be forgotten.
+    /// The time at which all failures of an address are forgotten.
     failures: Mutex<HashMap<IpAddr, Instant>>,
 }
 
@@ -31,7 +31,7 @@ impl Attempts {
         Self { free, failures: Mutex::default() }
     }
 
-    /// How long it takes until this address has a free failure again, if it has none.
+    /// The time until this address has a free failure again, if it has none now.
     pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
         let all_forgotten = self.with(|failures| failures.get(&account(failures, address)).copied())?;
         let too_far = now + FORGOTTEN * self.free.saturating_sub(1);
@@ -39,7 +39,7 @@ impl Attempts {
         (!wait.is_zero()).then_some(wait)
     }
 
-    /// Count a try before it is looked at; false if the address has no free failure left.
+    /// Count an attempt before it is checked; false if the address has no free failure left.
     pub(super) fn begin(&self, address: IpAddr, now: Instant) -> bool {
         let free = self.wait(address, now).is_none();
         if free {
@@ -48,19 +48,19 @@ impl Attempts {
         free
     }
 
-    /// What was tried was right: nothing is held against the address.
+    /// Forget the failures of an address after a successful attempt.
     pub(super) fn succeeded(&self, address: IpAddr) {
         self.with(|failures| failures.remove(&account(failures, address)));
     }
 
-    /// It failed once more.
+    /// Count a failed attempt.
     pub(super) fn failed(&self, address: IpAddr, now: Instant) {
         self.with(|failures| {
             if failures.len() >= ADDRESSES {
                 failures.retain(|_, all_forgotten| *all_forgotten > now);
             }
             let all_forgotten = failures.entry(account(failures, address)).or_insert(now);
-            // However many failed, nobody waits long for what others did at the same address.
+            // Capped, so that others at the same address never cause a long delay.
             let most = now + FORGOTTEN * (self.free + 1);
             *all_forgotten = ((*all_forgotten).max(now) + FORGOTTEN).min(most);
         });
@@ -71,7 +71,7 @@ impl Attempts {
     }
 }
 
-/// For whom failures at an address count. When there are too many to be told apart, those who are new count as one.
+/// The key under which failures of an address count. Above the maximum number of addresses, all new addresses share one key.
 fn account(failures: &HashMap<IpAddr, Instant>, address: IpAddr) -> IpAddr {
     let account = address::account(address);
     let is_known = failures.len() < ADDRESSES || failures.contains_key(&account);
@@ -110,6 +110,6 @@ mod tests {
         assert!(!attempts.begin(address("192.0.2.1"), now));
         let strangers = (0..).map(|number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes()));
         let let_in = strangers.take(2 * ADDRESSES).filter(|stranger| attempts.begin(*stranger, now)).count();
-        assert_eq!(let_in, ADDRESSES - 2 + 1, "those who came too late share one try");
+        assert_eq!(let_in, ADDRESSES - 2 + 1, "late addresses share one attempt");
     }
 }

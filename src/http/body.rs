@@ -1,9 +1,9 @@
-//! Reading a body that nobody has vouched for yet.
+//! Reading bodies that are not verified yet.
 //!
-//! A body is read under a limit and a deadline, and all that are on their way share one budget, so that strangers cannot
-//! fill the memory. They cannot keep others out either: a body that arrives at once needs no share, small bodies have room
-//! that large ones cannot take, and where no room is left, the sender that takes the most makes way. Memory is asked for as
-//! bytes arrive, never because a header promises them.
+//! A body is read under a limit and a deadline, and all bodies in transit share one budget, so strangers cannot fill the
+//! memory. Strangers cannot block others either: a body that arrives at once needs no share, part of the budget is reserved
+//! for small bodies, and when the budget is exhausted, the sender with the largest share gives up a body. Memory is allocated
+//! as bytes arrive, never because a header announces them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,32 +23,32 @@ use tokio::{
 
 use super::{address, error::Problem};
 
-/// What all bodies on their way may take together, in bytes, unless a single one may be larger.
+/// The budget for all bodies in transit, in bytes, unless a single body may be larger.
 const SHARED_BYTES: usize = 16 * 1024 * 1024;
 
-/// How much of that is only for small bodies.
+/// The part of the budget that is reserved for small bodies.
 const KEPT_FOR_SMALL: usize = 4 * 1024 * 1024;
 
-/// The largest body that is small. Clerk's have about 4 kB, and 350 kB at most.
+/// The largest small body. Clerk's bodies have about 4 kB, and 350 kB at most.
 const SMALL_BYTES: usize = 64 * 1024;
 
-/// A body that takes longer than this makes way for others of the same sender. Every network brings Clerk's largest sooner.
+/// A body that takes longer can be given up for others of the same sender. On any network, Clerk's largest body is faster.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// How often a body that finds no room looks again.
+/// How often a body that waits for budget checks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Reads bodies.
+/// Reads bodies within the budget.
 #[derive(Debug)]
 pub struct Bodies {
     max_bytes: usize,
-    /// How long after the head a body may take.
+    /// The time limit for a body, counted from the head.
     pub within: Duration,
     room: Mutex<Room>,
 }
 
 impl Bodies {
-    /// Bodies of at most `max_bytes`, within 5 s of the head.
+    /// A reader for bodies of at most `max_bytes` that arrive within 5 s of the head.
     pub fn new(max_bytes: usize) -> Self {
         Self::sharing(max_bytes, SHARED_BYTES, KEPT_FOR_SMALL)
     }
@@ -58,13 +58,13 @@ impl Bodies {
         Self { max_bytes, within: Duration::from_secs(5), room: Mutex::new(Room::new(free, kept_for_small)) }
     }
 
-    /// Refuse a body that announces too much, so that it is not even asked for.
+    /// Refuse a body that announces too many bytes, before the client is asked for it.
     pub(super) fn admit(&self, body: &Body) -> Result<(), Problem> {
         let fits = body.size_hint().lower() <= self.max_bytes as u64;
         fits.then_some(()).ok_or(Problem::BodyTooLarge)
     }
 
-    /// Read a body of this sender whose head arrived at `head_at`.
+    /// Read a body of this sender. Its head arrived at `head_at`.
     pub(super) async fn read(
         &self,
         mut body: Body,
@@ -76,7 +76,7 @@ impl Bodies {
         let announced = body.size_hint().exact().and_then(|exact| exact.try_into().ok());
         let first = next(&mut body, until).await?.unwrap_or_default();
         if announced == Some(first.len()) {
-            // Copied, because a chunk of one byte keeps the whole buffer alive that it was read into.
+            // Copied, because a chunk of one byte keeps its whole read buffer alive.
             return Ok(Bytes::copy_from_slice(&first));
         }
         let mut place = Place::take(&self.room, address::account(sender));
@@ -97,7 +97,7 @@ impl Bodies {
     }
 }
 
-/// The next bytes of a body; `None` at its end.
+/// The next bytes of a body; `None` at the end.
 async fn next(body: &mut Body, until: Instant) -> Result<Option<Bytes>, Problem> {
     loop {
         let frame = timeout_at(until, body.frame()).await.map_err(|_| Problem::BodyTimeout)?;
@@ -108,13 +108,13 @@ async fn next(body: &mut Body, until: Instant) -> Result<Option<Bytes>, Problem>
     }
 }
 
-/// The place of a body that is on its way. In the end the room is given back, however that comes.
+/// The share of a body in transit. Dropping it always gives the share back.
 struct Place<'a> {
     room: &'a Mutex<Room>,
     number: u64,
-    /// How much of the body has arrived.
+    /// The number of bytes that arrived.
     length: usize,
-    /// How much room it has.
+    /// The size of its share.
     capacity: usize,
     given_up: Arc<Notify>,
 }
@@ -126,7 +126,7 @@ impl<'a> Place<'a> {
         Self { room, number, length: 0, capacity: 0, given_up }
     }
 
-    /// Keep what has arrived, as soon as there is room for it. The whole body has `ceiling` bytes at most.
+    /// Store bytes that arrived, once there is budget for them. The whole body has at most `ceiling` bytes.
     async fn add(&mut self, data: &[u8], ceiling: usize, until: Instant) -> Result<(), Problem> {
         let needed = self.length + data.len();
         let capacity =
@@ -144,7 +144,7 @@ impl<'a> Place<'a> {
         Ok(())
     }
 
-    /// The whole body. It is verified at once, so that it needs its room no longer.
+    /// The complete body. It is verified immediately, so it no longer needs its share.
     fn finish(self) -> Result<Bytes, Problem> {
         let body = lock(self.room).leave(self.number).ok_or(Problem::NoRoom)?;
         Ok(body.into())
@@ -161,16 +161,16 @@ fn lock(room: &Mutex<Room>) -> MutexGuard<'_, Room> {
     room.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All bodies that are on their way.
+/// All bodies in transit.
 #[derive(Debug)]
 struct Room {
-    /// Bytes that nobody has.
+    /// The free bytes of the budget.
     free: usize,
     kept_for_small: usize,
     next_number: u64,
-    /// The oldest first.
+    /// Oldest first.
     bodies: BTreeMap<u64, Unverified>,
-    /// How many bytes each sender has.
+    /// The number of bytes of each sender.
     taken: HashMap<IpAddr, usize>,
 }
 
@@ -183,11 +183,11 @@ struct Unverified {
     given_up: Arc<Notify>,
 }
 
-/// Why a body gets no room.
+/// Why a body gets no share.
 enum Full {
-    /// There may be some later.
+    /// There may be budget later.
     ForNow,
-    /// It had to make way.
+    /// The body was given up.
     GivenUp,
 }
 
@@ -234,8 +234,8 @@ impl Room {
         Ok(())
     }
 
-    /// Give up the oldest body of the sender that has the most. A sender that would have the most itself can only give up
-    /// slow ones, so that a burst of genuine bodies waits in place of driving itself out.
+    /// Give up the oldest body of the sender with the largest share. A sender that would have the largest share itself can only
+    /// give up slow bodies, so a burst of genuine bodies waits instead of displacing itself.
     fn make_way(&mut self, number: u64, sender: IpAddr, more: usize, now: Instant) -> Result<(), Full> {
         let own = self.taken.get(&sender).copied().unwrap_or_default() + more;
         let others = self.taken.iter().filter(|(other, _)| **other != sender);
@@ -271,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    /// A body whose length nobody announces, and which may never end.
+    /// A body without an announced length, which may never end.
     struct Chunks {
         chunks: VecDeque<Bytes>,
         ends: bool,
@@ -292,7 +292,7 @@ mod tests {
         }
     }
 
-    /// A body of so many bytes that never ends.
+    /// A body with this many bytes that never ends.
     fn endless(bytes: usize) -> Body {
         Body::new(Chunks { chunks: [Bytes::from(vec![b'x'; bytes])].into(), ends: false })
     }
@@ -311,7 +311,7 @@ mod tests {
         Arc::new(Bodies { within, ..Bodies::sharing(100_000, shared, kept_for_small) })
     }
 
-    /// Somebody who sends so much of a body, and then nothing.
+    /// A sender that sends this much of a body, and then nothing.
     async fn hold(bodies: &Arc<Bodies>, bytes: usize, sender: IpAddr) -> JoinHandle<Option<Problem>> {
         let bodies = Arc::clone(bodies);
         let held =
@@ -390,7 +390,7 @@ mod tests {
             let read = bodies.read(chunked(SMALL_BYTES, 10_000), sender(number), Instant::now()).await;
             assert_eq!(read.map(|body| body.len()), Ok(SMALL_BYTES));
         }
-        // What comes at once needs no room at all.
+        // A body that arrives at once needs no share.
         let at_once = Body::from(vec![b'x'; 100_000]);
         assert_eq!(bodies.read(at_once, sender(1), Instant::now()).await.map(|body| body.len()), Ok(100_000));
     }

@@ -1,7 +1,7 @@
-//! The one map from what went wrong to what the sender is told.
+//! The only mapping from problems to answers.
 //!
-//! Every error that a handler answers has the body `{"error":{"code":…,"message":…}}`. Codes are public; messages
-//! are for people, and carry neither values of the request nor the text of any inner error.
+//! Every error that a handler answers has the body `{"error":{"code":…,"message":…}}`. Codes are public. Messages are for
+//! people, and contain neither values of the request nor the text of an inner error.
 
 use axum::{
     Json,
@@ -18,70 +18,72 @@ use crate::{clerk::signature::Rejection, model::Entity, sync::Refusal};
 pub enum Problem {
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    #[error("the body ended too early or is not framed as HTTP asks")]
+    #[error("the body ended too early or violates HTTP framing")]
     IncompleteBody,
-    /// A parameter of the query; the sentence says which, and what is allowed.
+    /// An invalid query parameter; the sentence names the parameter and the allowed values.
     #[error("{0}")]
     InvalidParameter(&'static str),
     /// The sentence says what is allowed.
     #[error("{0}")]
     InvalidBody(&'static str),
-    #[error("this needs the header `Authorization: Bearer …` with the token in ADMIN_TOKEN")]
+    #[error("this request needs the header `Authorization: Bearer …` with the token in ADMIN_TOKEN")]
     Unauthorized,
-    #[error("this needs the header `Authorization: Bearer …` with the token in METRICS_TOKEN")]
+    #[error("this request needs the header `Authorization: Bearer …` with the token in METRICS_TOKEN")]
     MetricsUnauthorized,
-    #[error("nobody is let in before a token is set: set ADMIN_TOKEN and start the service again")]
+    #[error("access is disabled until a token is set: set ADMIN_TOKEN and restart the service")]
     TokenNotSet,
-    #[error("this form was not made for this session; go back, load the page again and repeat it")]
+    #[error("this form does not belong to this session; go back, reload the page and try again")]
     ForeignForm,
     #[error("this address is not on the allow-list")]
     AddressNotAllowed,
-    #[error("the event is of another instance of Clerk than the users here: `clerk-sync doctor` names both")]
+    #[error(
+        "the event belongs to another Clerk instance than the users here: `clerk-sync doctor` names both"
+    )]
     WrongInstance,
-    #[error("there is nothing here")]
+    #[error("this path does not exist")]
     NotFound,
-    #[error("there is no such {}, or it was deleted", .0.kind.replace('_', " "))]
+    #[error("this {} does not exist, or it was deleted", .0.kind.replace('_', " "))]
     ObjectNotFound(&'static Entity),
-    #[error("there is no such delivery in the queue: it is processed, or never came")]
+    #[error("this delivery is not in the queue: it was processed, or never arrived")]
     DeliveryNotFound,
-    #[error("there is no sink of this name: none is configured, nothing waits for one, and none is paused")]
+    #[error("there is no sink of this name: none is configured, has messages, or is paused")]
     SinkNotFound,
-    #[error("this path knows other methods only: see the Allow header")]
+    #[error("this path does not support this method: see the Allow header")]
     MethodNotAllowed,
     #[error("the body did not arrive in time")]
     BodyTimeout,
     #[error("the body is larger than this server accepts")]
     BodyTooLarge,
-    #[error("the request's head is larger than this server accepts")]
+    #[error("the head of the request is larger than this server accepts")]
     HeadTooLarge,
-    #[error("something failed unexpectedly")]
+    #[error("an unexpected error occurred")]
     Internal,
-    #[error("Clerk refuses to say: the log has its reason")]
+    #[error("Clerk refused the request: the log has the reason")]
     ClerkRefused,
     #[error("Clerk cannot be reached; try again later")]
     ClerkUnavailable,
-    #[error("the user is not here, and Clerk can be asked only once CLERK_SECRET_KEY is set")]
+    #[error("the object is not here, and clerk-sync can ask Clerk only if CLERK_SECRET_KEY is set")]
     ClerkNotConfigured,
     #[error("the database is not available; try again later")]
     DatabaseUnavailable,
     #[error("the queue is not available; try again later")]
     QueueUnavailable,
-    #[error("the database may only be read: it is a standby, or is set so")]
+    #[error("the database can only be read: it is a standby, or is set to read-only")]
     DatabaseReadOnly,
     #[error(
-        "row level security may hide rows of our tables from this service, so that no erasure is known to be complete; \
+        "row level security may hide rows of clerk-sync's tables from this service, so no erasure is known to be complete; \
          `clerk-sync doctor` names the remedy"
     )]
     RowsHidden,
-    #[error("the database's tables are not those of this version; migrations are pending")]
+    #[error("the tables do not belong to this version; migrations are pending")]
     SchemaNotCurrent,
-    /// The same to whoever asked for something: their programs know the code of a database that gives nothing.
-    #[error("the database's tables are not those of this version: run `clerk-sync migrate`")]
+    /// The same for API callers: their programs know the code of an unavailable database.
+    #[error("the tables do not belong to this version: run `clerk-sync migrate`")]
     NotMigrated,
     #[error("too many requests are in flight; try again later")]
     Overloaded,
     /// The same, before the body was read.
-    #[error("the bodies of other requests take all the room; try again later")]
+    #[error("other requests use the whole budget for bodies; try again later")]
     NoRoom,
     #[error("the service is shutting down; try again later")]
     ShuttingDown,
@@ -93,7 +95,7 @@ impl Problem {
         self.public().0
     }
 
-    /// The public code; of an object that is not there it has the name of its kind before it.
+    /// The public code; for a missing object it is prefixed with the kind.
     pub fn code(self) -> &'static str {
         self.public().1
     }
@@ -132,7 +134,7 @@ impl Problem {
         }
     }
 
-    /// `Retry-After`, in seconds: where trying again can help.
+    /// `Retry-After` in seconds, where a retry can help.
     fn retry_after(self) -> Option<u16> {
         match self {
             Self::ClerkNotConfigured => None,
@@ -141,7 +143,7 @@ impl Problem {
         }
     }
 
-    /// Whether it is answered before the body was read, which leaves the connection good for nothing else.
+    /// Whether the answer is sent before the body was read, which makes the connection unusable for another request.
     fn leaves_body_unread(self) -> bool {
         matches!(
             self,
@@ -165,7 +167,7 @@ pub(super) struct ErrorBody {
 
 #[derive(Serialize, ToSchema)]
 struct ErrorDetail {
-    /// For programs: it stays as it is.
+    /// For programs; it never changes.
     #[schema(example = "unauthorized")]
     code: String,
     /// For people.

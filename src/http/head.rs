@@ -1,8 +1,8 @@
-//! The size of a head. hyper itself refuses what is larger still, with a bare 431, before there is a request to answer.
+//! The size limit of a head. hyper itself answers larger heads with a bare 431, before there is a request.
 
 use axum::http::Request;
 
-/// The most that the target and the headers of a request may have, in bytes. Svix's have about 600.
+/// The maximum size of target and headers, in bytes. Svix's requests have about 600.
 pub(super) const MAX_BYTES: usize = 16 * 1024;
 
 pub(super) fn is_too_large<B>(request: &Request<B>) -> bool {

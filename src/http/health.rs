@@ -1,8 +1,9 @@
-//! Is it alive, can it work, what is it?
+//! The probes: liveness, readiness and version.
 //!
-//! `livez` never touches the database: a restart would not mend it. Readiness asks the database, and the stream if there is one, at
-//! most four times a second, however many ask us, and never waits for them longer than 2 s. With `IDLE=quiet` the answer that all is
-//! well with the database is good for an hour, or until a webhook meets trouble, so that probes do not keep a database awake.
+//! `livez` never touches the database, because a restart would not fix it. Readiness asks the database, and the stream if
+//! there is one, at most four times a second, however many callers there are, and waits at most 2 s for an answer. With
+//! `IDLE=quiet` a good answer of the database is kept for an hour, or until a webhook meets a problem, so that probes do not
+//! keep a database awake.
 
 use std::{
     sync::{
@@ -29,20 +30,20 @@ use crate::{
 /// How long the database or the stream may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the answer is good for.
+/// How long an answer is kept.
 const FRESH: Duration = Duration::from_millis(250);
 
-/// How long the answer is good that all is well, where the database is to be left alone.
+/// How long a good answer is kept where the database should stay idle.
 const BELIEVED: Duration = Duration::from_hours(1);
 
-/// Asks the database or the stream whether it can work, sparingly.
+/// Asks the database or the stream whether it is ready, with a limited rate.
 #[derive(Clone)]
 pub struct Probe {
     asked: Asked,
-    /// Held while asking, so that those who come meanwhile share the answer.
+    /// Locked while asking, so that concurrent callers share the answer.
     last: Arc<Mutex<Option<(Instant, Finding)>>>,
     idle: Idle,
-    /// Whether something spoke against what it last said.
+    /// Whether a problem contradicts the last answer.
     doubted: Arc<AtomicBool>,
 }
 
@@ -52,33 +53,33 @@ enum Asked {
     Stream(Stream),
 }
 
-/// `None`: all is well.
+/// `None`: it is ready.
 pub(super) type Finding = Option<Problem>;
 
 impl Probe {
-    /// Ask this store.
+    /// Probes this store.
     pub fn new(store: Arc<dyn Store>, idle: Idle) -> Self {
         Self { asked: Asked::Store(store), last: Arc::default(), idle, doubted: Arc::default() }
     }
 
-    /// Ask the server of this stream.
+    /// Probes the server of this stream.
     pub fn of_stream(stream: Stream) -> Self {
         let asked = Asked::Stream(stream);
         Self { asked, last: Arc::default(), idle: Idle::Normal, doubted: Arc::default() }
     }
 
-    /// Somebody met trouble with the database.
+    /// Note that a caller met a problem with the database.
     pub(super) fn doubt(&self) {
         self.doubted.store(true, Ordering::Relaxed);
     }
 
-    /// How long such an answer is good.
+    /// How long such an answer is kept.
     fn lasts(&self, finding: Finding) -> Duration {
         let doubted = self.doubted.load(Ordering::Relaxed);
         if self.idle == Idle::Quiet && finding.is_none() && !doubted { BELIEVED } else { FRESH }
     }
 
-    /// Ask, unless that was done a moment ago.
+    /// The current answer, or a recent one.
     pub(super) async fn ask(self) -> Finding {
         let mut last = self.last.lock().await;
         match *last {
@@ -128,7 +129,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Json<Value>, P
     if app.shutdown.is_cancelled() {
         return Err(Problem::ShuttingDown);
     }
-    // In tasks of their own, so that a caller that hangs up cancels nothing.
+    // In separate tasks, so that a caller that hangs up cancels nothing.
     let database = tokio::spawn(app.probe.clone().ask());
     if let Some(stream) = app.stream.clone()
         && let Some(problem) = tokio::spawn(stream.ask()).await.unwrap_or(Some(Problem::QueueUnavailable))
@@ -137,7 +138,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<Json<Value>, P
     }
     match database.await.unwrap_or(Some(Problem::DatabaseUnavailable)) {
         None => Ok(Json(json!({ "status": "ready" }))),
-        // Webhooks are taken in without a database, and are not to be kept away because of it.
+        // With a stream, webhooks are received without a database, so a database problem must not stop them.
         Some(problem) if app.stream.is_some() && app.committer.receives() => {
             Ok(Json(json!({ "status": "ready", "database": problem.code() })))
         }

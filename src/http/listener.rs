@@ -1,8 +1,8 @@
-//! The accept loop: connections under limits and deadlines, and a shutdown that ends.
+//! The accept loop: connections with limits and deadlines, and a shutdown that ends.
 //!
-//! `axum::serve` has no deadline for heads, so that slow, idle and silent peers are never closed; here they are. No
-//! more than a set number of connections is open, a full descriptor table pauses accepting instead of ending it, and
-//! nothing that a peer does or leaves undone holds a connection for ever.
+//! `axum::serve` has no deadline for heads, so it never closes slow, idle and silent peers; this loop does. The number of
+//! open connections is limited, a full descriptor table pauses accepting instead of ending it, and no behaviour of a peer
+//! can keep a connection open permanently.
 
 use std::{
     cmp::Reverse,
@@ -34,17 +34,17 @@ use super::{
     socket::Socket,
 };
 
-/// How long accepting pauses after an error that is not the peer's, such as a full descriptor table.
+/// How long accepting pauses after an error that the peer did not cause, such as a full descriptor table.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often the same complaint is logged.
+/// The minimum time between two equal log lines.
 const SELDOM: Duration = Duration::from_secs(10);
 
-/// How many connections make way for others at a time, at most.
+/// How many connections are displaced at a time, at most.
 const MAKE_WAY: usize = 32;
 
-/// Serve `routes` until `shutdown` is cancelled. Then stop listening at once, let requests in flight finish for at
-/// most `grace`, cut off the rest, and return.
+/// Serve `routes` until `shutdown` is cancelled. Then stop listening at once, give open requests at most `grace` to finish,
+/// cut off the rest, and return.
 pub async fn serve(
     listener: TcpListener,
     routes: Routes,
@@ -54,8 +54,8 @@ pub async fn serve(
 ) {
     limits.farewell = limits.farewell.min(grace / 2);
     let mut http = http1::Builder::new();
-    // A sender that has closed its half may still read. It also means that hyper does not look out for senders
-    // that hang up, so that every request is seen through, counted and logged.
+    // A sender that has closed its half may still read. With this setting hyper also ignores senders that hang up, so every
+    // request is completed, counted and logged.
     http.half_close(true).header_read_timeout(None).max_buf_size(limits.head_bytes);
     let mut door = Door {
         routes,
@@ -78,7 +78,7 @@ pub async fn serve(
     }
 }
 
-/// Where connections come in.
+/// The state of the accept loop.
 struct Door {
     routes: Routes,
     limits: ConnectionLimits,
@@ -92,7 +92,7 @@ struct Door {
 }
 
 impl Door {
-    /// Accept for ever.
+    /// Accept without end.
     async fn accept(&mut self, listener: &TcpListener) {
         loop {
             while self.connections.try_join_next().is_some() {}
@@ -110,7 +110,7 @@ impl Door {
         }
     }
 
-    /// A place for one more connection.
+    /// A permit for one more connection.
     async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
         loop {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
@@ -118,7 +118,7 @@ impl Door {
             }
             if self.full.due() {
                 let connections = self.limits.connections;
-                tracing::warn!(connections, "all connections are taken: those that are silent make way");
+                tracing::warn!(connections, "all connections are in use: closing silent ones");
             }
             self.make_way();
             if let Ok(place) = timeout(PAUSE, Arc::clone(&self.places).acquire_owned()).await {
@@ -127,7 +127,7 @@ impl Door {
         }
     }
 
-    /// Close some of the connections that wait for nothing but a head: of whoever has most of them, the longest wait first.
+    /// Close some of the connections that only wait for a head: those of the sender with most of them, the longest wait first.
     fn make_way(&mut self) {
         self.paces.retain(|pace| pace.strong_count() > 0);
         let open = self.paces.iter().filter_map(Weak::upgrade);
@@ -143,7 +143,7 @@ impl Door {
     }
 
     fn open(&mut self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
-        // Only a matter of speed.
+        // This affects only latency.
         _ = stream.set_nodelay(true);
         let pace = Arc::new(Pace::new(&self.limits, peer.ip()));
         if self.paces.len() >= 2 * self.limits.connections {
@@ -160,7 +160,7 @@ impl Door {
             async move {
                 let mut answer = answer.await;
                 pace.answered();
-                // A peer that keeps the connection must not send the next request into a close.
+                // A peer that keeps the connection must not send the next request to a closing socket.
                 if shutdown.is_cancelled() || pace.is_displaced() {
                     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -176,7 +176,7 @@ impl Door {
         });
     }
 
-    /// Stop listening. Who stands in the queue believes to be connected, and may have sent a request, so they are let in.
+    /// Stop listening. Peers in the accept queue are connected, and may have sent a request, so they are accepted.
     fn close(&mut self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
         while let Ok(place) = Arc::clone(&self.places).try_acquire_owned()
@@ -191,13 +191,13 @@ impl Door {
     }
 }
 
-/// Whether accepting failed because of the one peer that was to be accepted.
+/// Whether accepting failed because of the peer.
 fn is_the_peers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-/// Remembers when something was last said.
+/// Remembers the time of the last log line.
 #[derive(Default)]
 struct Seldom(Option<Instant>);
 

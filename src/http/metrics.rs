@@ -1,4 +1,4 @@
-//! The page that shows all numbers.
+//! The metrics endpoint.
 
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ use super::{
     token::{self, Token},
 };
 
-/// Who may see the page: everybody, or whoever has the token for it. Then the one of the private API, which opens
-/// more, opens it too.
+/// Who may scrape: any caller, or callers with the metrics token. Then the token of the private API is also accepted,
+/// because it gives access to more.
 #[derive(Default)]
 pub struct Scrapers {
     token: Option<Token>,
 }
 
 impl Scrapers {
-    /// Those with this token, or everybody.
+    /// Callers with this token, or any caller.
     pub fn new(token: Option<&str>) -> Self {
         Self { token: token.map(Token::new) }
     }

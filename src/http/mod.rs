@@ -1,9 +1,9 @@
-//! Every route, on one screen.
+//! HTTP: the routes of both listeners.
 //!
-//! Those of the private API stand in `v1`, the pages for people in `dashboard`. This room speaks HTTP/1.1 to senders, probes, Prometheus and programs of
-//! the house, and turns what the other rooms say into answers. It
-//! promises that every request is answered within 10 s, whatever the sender or the database does. It never reads
-//! configuration, never speaks SQL, and decides nothing about users.
+//! The routes of the private API are in `v1`, the pages in `dashboard`. This module speaks HTTP/1.1 to senders, probes,
+//! Prometheus and internal programs, and turns the results of other modules into answers. It guarantees that every request is
+//! answered within 10 s, whatever the sender or the database does. It never reads configuration, never speaks SQL, and makes
+//! no decisions about users.
 
 mod address;
 mod attempts;
@@ -62,7 +62,7 @@ use crate::{
     work::{Gauges, activity::Answers},
 };
 
-/// Everything that handlers need.
+/// The state that handlers need.
 pub struct App {
     pub verifier: Verifier,
     pub committer: Committer,
@@ -75,21 +75,21 @@ pub struct App {
     pub gauges: Arc<Gauges>,
     pub resends: Resends,
     pub addresses: Addresses,
-    /// Names of the sinks that are configured.
+    /// The names of the configured sinks.
     pub sinks: Vec<String>,
-    /// What is synced.
+    /// The synced kinds and fields.
     pub selection: Selection,
     pub gate: Arc<Gate>,
-    /// Asks the stream where webhooks are appended, if they do not go to the database.
+    /// Probes the stream, if webhooks are appended to one.
     pub stream: Option<Probe>,
     pub clock: Clock,
     /// Normally [`ANSWER_WITHIN`].
     pub answer_within: Duration,
-    /// Once cancelled, we say that we are not ready.
+    /// Once cancelled, readiness is refused.
     pub shutdown: CancellationToken,
 }
 
-/// What the public listener serves.
+/// The routes of the public listener.
 pub fn public_routes(app: Arc<App>) -> Routes {
     let routes = Router::new()
         .route("/webhooks/clerk", post(webhook::receive))
@@ -103,7 +103,7 @@ pub fn public_routes(app: Arc<App>) -> Routes {
     Routes::new(routes)
 }
 
-/// What the private listener serves.
+/// The routes of the private listener.
 pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Routes {
     let routes = Router::new()
         .route("/livez", get(health::livez))
@@ -117,7 +117,7 @@ pub fn private_routes(app: Arc<App>, prometheus: PrometheusHandle) -> Routes {
     Routes::new(routes)
 }
 
-/// Do the work of a request under its name and that of its route, so that the report of a panic has them.
+/// Set the request's name and route for its work, so that the report of a panic contains them.
 async fn name_work(request: axum::extract::Request, next: Next) -> Response {
     let extensions = request.extensions();
     match (extensions.get::<MatchedPath>(), extensions.get::<RequestId>()) {
@@ -126,8 +126,8 @@ async fn name_work(request: axum::extract::Request, next: Next) -> Response {
     }
 }
 
-/// What a listener serves. What every request gets stands around the routes and not in layers of them, which would be
-/// boxed and cloned for each request.
+/// The service of a listener. Common steps wrap the routes directly, because layers would be boxed and cloned for each
+/// request.
 #[derive(Clone, Debug)]
 pub struct Routes(CatchPanic<Router, Wordless>);
 
@@ -137,7 +137,7 @@ impl Routes {
         Self(CatchPanic::custom(routes, Wordless))
     }
 
-    /// Answer a request under a name, also one whose head is too large or whose handler panics.
+    /// Answer a request and name the answer, even if the head is too large or the handler panics.
     async fn answer<B>(self, mut request: Request<B>) -> Response
     where
         B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -155,7 +155,7 @@ impl Routes {
     }
 }
 
-/// The panic's message may quote what was being worked on, so nobody sees it.
+/// Discards the message of a panic, because it may quote data of the request.
 #[derive(Clone, Debug)]
 struct Wordless;
 

@@ -1,9 +1,9 @@
-//! How long a connection may keep us waiting, by what it is at.
+//! Time limits of a connection, by its stage.
 //!
-//! A head is waited for briefly, whether it has begun or the connection is fresh; silence after an answer is borne for
-//! longer, because proxies keep connections for their next request and take it badly if that request meets a close. While
-//! a request is answered, other deadlines count. Where places are scarce, those that wait for nothing but a head give
-//! theirs up, the longest wait first.
+//! A head has a short limit, whether it has begun or the connection is new. Silence after an answer has a longer one, because
+//! proxies keep connections for their next request, and that request fails if the connection is being closed. While a request
+//! is answered, other deadlines apply. When connections are scarce, those that only wait for a head are closed, the longest
+//! wait first.
 
 use std::{
     net::IpAddr,
@@ -16,22 +16,22 @@ use tokio::time::Instant;
 
 use super::{address, head};
 
-/// What a listener grants its peers.
+/// The limits for the peers of a listener.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimits {
-    /// Open at the same time; more wait to be accepted.
+    /// Open connections; further ones wait to be accepted.
     pub connections: usize,
-    /// For a whole head, counted from its first byte, or from the start of the connection if it is the first.
+    /// For a whole head, from its first byte, or from the start of the connection for the first head.
     pub head_within: Duration,
-    /// How long a connection may be silent between two requests.
+    /// For silence between two requests.
     pub idle_within: Duration,
-    /// The size of a head that hyper reads, in bytes; at least 8,192.
+    /// The maximum size of a head that hyper reads, in bytes; at least 8,192.
     pub head_bytes: usize,
     /// How long a peer may leave an answer unread.
     pub write_within: Duration,
-    /// How long the rest of a refused request is read and thrown away, so that the peer sees the answer.
+    /// How long the rest of a refused request is read and discarded, so that the peer sees the answer.
     pub linger: Duration,
-    /// How long connections stay open after `shutdown`, so that a peer that keeps one learns from an answer that it closes.
+    /// How long connections stay open after `shutdown`, so that a peer that reuses one learns from an answer that it closes.
     pub farewell: Duration,
 }
 
@@ -49,12 +49,12 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// What one connection is at. Its socket, its service and the accept loop share it.
+/// The stage of one connection. Its socket, its service and the accept loop share it.
 #[derive(Debug)]
 pub(super) struct Pace {
     head_within: Duration,
     idle_within: Duration,
-    /// Whose connection it is.
+    /// The peer's address, or its /64 network.
     pub(super) account: IpAddr,
     now: Mutex<Now>,
 }
@@ -63,15 +63,15 @@ pub(super) struct Pace {
 struct Now {
     stage: Stage,
     since: Instant,
-    /// Others need its place.
+    /// Another connection needs its place.
     displaced: bool,
     waker: Option<Waker>,
 }
 
-/// What a connection is at.
+/// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nothing was sent yet.
+    /// No byte has arrived yet.
     Fresh,
     /// A head has begun.
     Head,
@@ -88,11 +88,11 @@ impl Pace {
         Self { head_within, idle_within, account: address::account(peer), now: Mutex::new(now) }
     }
 
-    /// Bytes arrived.
+    /// Note that bytes arrived.
     pub(super) fn heard(&self) {
         let mut now = self.lock();
         if matches!(now.stage, Stage::Fresh | Stage::Idle) {
-            // A fresh connection has one deadline for its whole first head.
+            // A new connection has one deadline for its whole first head.
             if now.stage == Stage::Idle {
                 now.since = Instant::now();
             }
@@ -100,18 +100,18 @@ impl Pace {
         }
     }
 
-    /// A head is complete.
+    /// Note that a head is complete.
     pub(super) fn requested(&self) {
         self.lock().stage = Stage::Request;
     }
 
-    /// The answer is ready.
+    /// Note that the answer is ready.
     pub(super) fn answered(&self) {
         let mut now = self.lock();
         (now.stage, now.since) = (Stage::Idle, Instant::now());
     }
 
-    /// What the connection is at, and until when; `None`: other deadlines count. It is woken up if its place is needed.
+    /// The stage, and its deadline; `None` if other deadlines apply. The connection is woken up if it is displaced.
     pub(super) fn look(&self, cx: &Context<'_>) -> (Stage, Option<Instant>) {
         let mut now = self.lock();
         if !now.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -126,7 +126,7 @@ impl Pace {
         (now.stage, until)
     }
 
-    /// Since when nothing but a head is waited for.
+    /// Since when the connection only waits for a head.
     pub(super) fn waits_since(&self) -> Option<Instant> {
         let now = self.lock();
         (now.stage != Stage::Request && !now.displaced).then_some(now.since)
@@ -136,7 +136,7 @@ impl Pace {
         self.lock().displaced
     }
 
-    /// Ask the connection for its place. A request that arrives at the same moment is still answered.
+    /// Ask the connection to close. A request that arrives at the same time is still answered.
     pub(super) fn displace(&self) {
         let mut now = self.lock();
         now.displaced = true;

@@ -1,4 +1,4 @@
-//! A name for every request: `x-request-id`, taken from the caller if it is sane, else made here, always returned.
+//! The request's name: `x-request-id`, taken from the caller if it is valid, else generated here, and always returned.
 
 use axum::{
     http::{HeaderMap, HeaderName, HeaderValue},
@@ -9,7 +9,7 @@ use crate::telemetry;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest id that is taken over, in bytes.
+/// The longest accepted id, in bytes.
 const MAX_BYTES: usize = 128;
 
 /// The request's name, for logs.
@@ -17,17 +17,17 @@ const MAX_BYTES: usize = 128;
 pub(super) struct RequestId(HeaderValue);
 
 impl RequestId {
-    /// The name of the request with these headers.
+    /// The name for a request with these headers.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         headers.get(HEADER).and_then(Self::sane).unwrap_or_else(Self::random)
     }
 
-    /// Name the answer.
+    /// Set the name on the answer.
     pub(super) fn name(self, answer: &mut Response) {
         answer.headers_mut().insert(HEADER, self.0);
     }
 
-    /// What is done for it at this route, as the report of a panic names it.
+    /// The work for this request at this route, as the report of a panic names it.
     pub(super) fn work(&self, route: &str) -> telemetry::Request {
         telemetry::Request { route: route.to_owned(), id: self.as_str().to_owned() }
     }

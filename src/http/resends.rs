@@ -1,8 +1,7 @@
-//! How often a delivery came before.
+//! Counts earlier attempts of a delivery.
 //!
-//! Svix does not number its attempts, so they are counted here, by the id that stays the same: those of genuine webhooks
-//! that came to this process, and for as long as it remembers them. It tells of a trace how much trouble came before, and
-//! decides nothing.
+//! Svix does not number its attempts, so they are counted here by the svix-id. Only genuine webhooks that this process
+//! received and still remembers are counted. Traces record the count; it decides nothing.
 
 use std::{
     collections::HashMap,
@@ -10,10 +9,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Ids in one generation; two are remembered.
+/// Ids per generation; two generations are remembered.
 const GENERATION: usize = 8192;
 
-/// How often deliveries came.
+/// The number of attempts of each delivery.
 #[derive(Debug, Default)]
 pub struct Resends(Mutex<Generations>);
 
@@ -24,7 +23,7 @@ struct Generations {
 }
 
 impl Resends {
-    /// Count one that came; how many came before it.
+    /// Count an attempt; returns the number of earlier ones.
     pub(super) fn count(&self, svix_id: &str) -> u32 {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if generations.young.len() >= GENERATION {

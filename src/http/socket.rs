@@ -1,9 +1,8 @@
-//! One peer's socket, which does not wait for ever and does not hang up rudely.
+//! A peer's socket with deadlines and a graceful close.
 //!
-//! A peer that reads nothing while we have something to say is given up after a deadline, and so is one that says nothing
-//! or not enough. When we are done, what the
-//! peer is still sending is read and thrown away for a while: closing at once would reset the connection, and the
-//! peer would never see the answer that told it why.
+//! A peer that does not read an answer is dropped after a deadline, and so is one that is silent or too slow. When the
+//! service closes, it reads and discards for a while what the peer still sends: closing at once would reset the connection,
+//! and the peer would never see the answer with the reason.
 
 use std::{
     io,
@@ -27,15 +26,15 @@ use super::pace::{ConnectionLimits, Pace, Stage};
 pub(super) struct Socket {
     stream: Pin<Box<TimeoutWriter<TcpStream>>>,
     pace: Arc<Pace>,
-    /// For the deadline of what the peer is at, or an earlier one.
+    /// For the deadline of the current stage, or an earlier one.
     timer: Pin<Box<Sleep>>,
     linger: Duration,
     lingering: Option<Pin<Box<Sleep>>>,
-    /// Once cancelled, only a peer that is in the middle of something is waited for.
+    /// Once cancelled, a lingering close waits only for peers that are still sending.
     shutdown: CancellationToken,
-    /// Ends some time after that.
+    /// Completes when silent connections have to close after `shutdown`.
     farewell: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// It ended, or the peer has kept us waiting for too long.
+    /// The connection ended, or the peer exceeded a deadline.
     is_over: bool,
 }
 
@@ -65,7 +64,7 @@ impl Socket {
         }
     }
 
-    /// Ready once the peer, which is silent, has kept us waiting for too long.
+    /// Ready once a silent peer has exceeded its deadline.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_over {
             return Poll::Ready(());
@@ -74,7 +73,7 @@ impl Socket {
         let has_begun = stage == Stage::Head;
         let is_over =
             self.poll_timer(cx, until) || (!has_begun && self.farewell.as_mut().poll(cx).is_ready());
-        // A request that has arrived meanwhile, of which we were not told yet, must not meet a close.
+        // A request that has arrived but was not reported yet must not meet a close.
         if !is_over || (!has_begun && self.has_unread()) {
             return Poll::Pending;
         }
@@ -101,7 +100,7 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    /// It ends where the peer has kept us waiting for too long.
+    /// Reports the end of the stream once the peer has exceeded its deadline.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -137,7 +136,7 @@ impl AsyncWrite for Socket {
         self.stream.as_mut().poll_flush(cx)
     }
 
-    /// Say that nothing more will come, then read on until the peer says the same.
+    /// Send the end of the stream, then read until the peer sends its end.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.lingering.is_none() {

@@ -1,4 +1,4 @@
-//! The room over real sockets: what a sender sees, also a slow, rude or greedy one.
+//! Tests over real sockets: what a sender sees, including slow, rude and greedy senders.
 #![expect(clippy::disallowed_methods, reason = "a real socket has a real clock behind it")]
 
 use std::{
@@ -36,7 +36,7 @@ use crate::{
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A store that only knows whether it can work. `None`: it never says. Of users it says nothing in several ways.
+/// A store that only reports its readiness. `None`: it never answers. Queries about users fail in several ways.
 struct FakeStore {
     ready: Mutex<Option<Stored<Readiness>>>,
     asked: AtomicUsize,
@@ -110,14 +110,14 @@ impl SqlDatabase for FakeStore {
     }
 }
 
-/// One whose store is never available.
+/// A committer whose store is never available.
 fn committer(store: &Arc<dyn Store>) -> Committer {
     static LANES: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("runtime"));
     let _inside = LANES.enter();
     let rules = Rules::new(FieldSet::ALL, DeletionPolicy::Auto);
     let clock: Clock = Arc::new(Utc::now);
     let (committer, lanes) = Committer::start(store, None, &rules, Limits::default(), &clock);
-    // They run as long as the tests do.
+    // The lanes run as long as the tests.
     std::mem::forget(lanes);
     committer
 }
@@ -158,7 +158,7 @@ fn ready_app() -> App {
     app(FakeStore::new(Some(Ok(Readiness::Ready))))
 }
 
-/// A running listener; it ends with the test.
+/// A running listener that ends with the test.
 struct Server {
     address: SocketAddr,
     shutdown: CancellationToken,
@@ -182,7 +182,7 @@ impl Server {
 
     fn connect(&self) -> Client {
         let stream = TcpStream::connect(self.address).expect("connect");
-        // More than any answer takes, and a request is held while the database is away.
+        // Longer than any answer takes, even while a request is held because the database is unavailable.
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
         stream.set_write_timeout(Some(Duration::from_secs(20))).expect("timeout");
         Client(stream)
@@ -259,7 +259,7 @@ impl Client {
     }
 }
 
-/// What is logged by work on this thread.
+/// The log output of work on this thread.
 fn logged_by(work: impl AsyncFnOnce()) -> Vec<Value> {
     let log = logged(LogFormat::Json, "info", || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
@@ -423,7 +423,7 @@ fn what_its_head_gives_away_is_answered_before_the_body_and_closes_the_connectio
         (changed("late"), "timestamp_out_of_tolerance"),
     ];
     for (head, code) in cases {
-        // The body never comes.
+        // The body never arrives.
         let mut client = server.connect();
         let started = Instant::now();
         client.send(head.as_bytes());
@@ -554,7 +554,7 @@ fn the_log_says_once_why_the_database_cannot_be_used() {
         let lines = logged_by(async || {
             for _ in 0..2 {
                 assert_eq!(probe.clone().ask().await, Some(Problem::DatabaseUnavailable));
-                tokio::time::sleep(Duration::from_millis(300)).await; // what it said is no longer fresh
+                tokio::time::sleep(Duration::from_millis(300)).await; // its answer has expired
             }
         });
         assert_eq!(lines.len(), 1, "{lines:?}");
@@ -600,7 +600,7 @@ fn metrics_ask_for_a_token_once_there_is_one_for_them() {
         server.ask(&format!("GET /metrics HTTP/1.1\r\nhost: test\r\n{authorization}\r\n"))
     };
     let closed = || Scrapers::new(Some("m3trics"));
-    // The token of the private API opens more, and so this too.
+    // The token of the private API gives access to more, so it is accepted here too.
     for authorization in ["authorization: Bearer m3trics\r\n", "authorization: Bearer t0ken\r\n"] {
         assert_eq!(page(closed(), authorization).status, 200, "{authorization}");
     }
@@ -657,7 +657,7 @@ fn few_read_at_a_time_and_the_others_are_told_to_come_back() {
     let app = App { answer_within: Duration::from_millis(600), ..ready_app() };
     let routes = private_routes(Arc::new(app), prometheus);
     let server = Server::start(routes, ConnectionLimits::default(), GRACE);
-    // This store never answers, so that whoever asks stays.
+    // This store never answers, so the requests stay open.
     let request = "GET /v1/users HTTP/1.1\r\nhost: test\r\nauthorization: Bearer t0ken\r\n\r\n";
     let mut clients: Vec<Client> = (0..6).map(|_| server.connect()).collect();
     for client in &mut clients {
@@ -684,7 +684,7 @@ fn a_panic_is_answered_without_its_message_and_harms_nobody_else() {
     assert_eq!(client.answer().expect("an answer").body, "fine");
 }
 
-/// What is logged while routes answer a request with 500 because they panic.
+/// The log output while routes panic and answer a request with 500.
 fn logged_by_panic(routes: Routes, request: axum::http::request::Builder) -> Vec<Value> {
     let before = std::panic::take_hook();
     telemetry::tell_panics();
@@ -710,7 +710,7 @@ fn a_panic_is_reported_once_with_its_place_its_route_and_the_name_of_the_request
     assert_eq!(lines[0]["request_id"], "named-1");
     assert!(lines[0]["place"].as_str().is_some_and(|place| place.contains("src/http/tests.rs")), "{lines:?}");
 
-    // A webhook has its own line, as every one has; of the panic that one says nothing.
+    // The webhook still has its usual log line; that line does not mention the panic.
     let mut app = ready_app();
     let is_first = AtomicBool::new(true);
     app.clock = Arc::new(move || {
@@ -753,7 +753,7 @@ fn shutdown_waits_for_requests_and_not_for_idle_connections() {
     let _silent = server.connect();
     let mut busy = server.connect();
     busy.send(get("/slow").as_bytes());
-    thread::sleep(Duration::from_millis(300)); // the head has long arrived
+    thread::sleep(Duration::from_millis(300)); // by now the head has arrived
     let address = server.address;
     let took = server.stop();
     assert!(took < Duration::from_secs(2), "took {took:?}");
@@ -772,7 +772,7 @@ fn a_request_that_crosses_the_shutdown_is_answered_and_told_that_the_connection_
     assert!(!answer.headers.contains_key("connection"), "{answer:?}");
     let mut fresh = server.connect();
     server.shutdown.cancel();
-    thread::sleep(Duration::from_millis(500)); // the service knows of it
+    thread::sleep(Duration::from_millis(500)); // by now the service has noticed it
     for client in [&mut kept, &mut fresh] {
         client.send(get("/").as_bytes());
         let answer = client.answer().expect("an answer while the service stops");
@@ -811,7 +811,7 @@ fn shutdown_cuts_off_what_outlasts_the_grace_period() {
     let server = Server::start(slow_route(Duration::from_mins(1)), ConnectionLimits::default(), grace);
     let mut stuck = server.connect();
     stuck.send(get("/slow").as_bytes());
-    thread::sleep(Duration::from_millis(300)); // the head has long arrived
+    thread::sleep(Duration::from_millis(300)); // by now the head has arrived
     let took = server.stop();
     assert!((grace..Duration::from_secs(2)).contains(&took), "took {took:?}");
     assert!(stuck.answer().is_none());
@@ -825,7 +825,7 @@ fn when_all_connections_are_taken_others_wait_their_turn() {
     for client in &mut taken {
         client.send(get("/slow").as_bytes());
     }
-    thread::sleep(Duration::from_millis(300)); // both are being answered
+    thread::sleep(Duration::from_millis(300)); // by now both are being answered
     let mut third = server.connect();
     third.send(get("/").as_bytes());
     third.0.set_read_timeout(Some(Duration::from_millis(500))).expect("timeout");
@@ -859,7 +859,7 @@ fn connections_that_only_wait_make_way_when_all_are_taken() {
         assert!(started.elapsed() < Duration::from_secs(2), "it waited for a deadline");
         assert!(oldest.is_closed(), "another one was closed");
         ask(&mut young);
-        thread::sleep(Duration::from_millis(20)); // whoever came later has waited for less long
+        thread::sleep(Duration::from_millis(20)); // later connections have waited for a shorter time
     }
 }
 

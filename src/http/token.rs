@@ -1,7 +1,7 @@
-//! Who may ask: `Authorization: Bearer …`, compared in constant time.
+//! Authentication: `Authorization: Bearer …`, compared in constant time.
 //!
-//! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is
-//! forgotten at the start, and what is presented is never logged.
+//! Both sides are hashed first, so that not even the length of the token can be measured. The token itself is not kept after
+//! the start, and presented tokens are never logged.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::http::{App, address::peer, error::Problem};
 
-/// How long whoever guesses waits for each answer.
+/// The delay of answers to an address that guesses.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// What is left of the token: its SHA-256.
+/// The SHA-256 of the token.
 pub(super) struct Token([u8; 32]);
 
 impl Token {
@@ -28,14 +28,14 @@ impl Token {
         Self(Sha256::digest(token).into())
     }
 
-    /// Whether this is it, in constant time.
+    /// Whether this is the token, in constant time.
     pub(super) fn is(&self, presented: &[u8]) -> bool {
         let presented: [u8; 32] = Sha256::digest(presented).into();
         presented.ct_eq(&self.0).into()
     }
 }
 
-/// Let only those in who have the token.
+/// Require the token.
 pub(super) async fn require(
     State(app): State<Arc<App>>,
     request: Request,
@@ -46,27 +46,27 @@ pub(super) async fn require(
     Ok(next.run(request).await)
 }
 
-/// Whether one of these tokens is shown. Whoever guesses has to wait, whichever of the doors they guess at.
+/// Whether the request has one of these tokens. Guessing is delayed across all endpoints.
 pub(super) async fn check(
     app: &App,
     tokens: &[&Token],
     headers: &HeaderMap,
     address: IpAddr,
 ) -> Result<(), Problem> {
-    // Who shows nothing guesses nothing.
+    // A request without a token is not a guess.
     let Some(presented) = presented(headers) else { return Err(Problem::Unauthorized) };
     if tokens.iter().any(|token| token.is(presented)) {
         return Ok(());
     }
     app.api.attempts.failed(address, Instant::now());
-    // Not refused, for a program with the right token may have the same address.
+    // Delayed instead of refused, because a program with the right token may have the same address.
     if app.api.attempts.wait(address, Instant::now()).is_some() {
         sleep(DELAY).await;
     }
     Err(Problem::Unauthorized)
 }
 
-/// The token of the one `Authorization` header. The name of the scheme is the same in any case (RFC 9110, 11.1).
+/// The token of a single `Authorization` header. The name of the scheme is case-insensitive (RFC 9110, 11.1).
 fn presented(headers: &HeaderMap) -> Option<&[u8]> {
     let mut lines = headers.get_all(header::AUTHORIZATION).iter();
     let (line, None) = (lines.next()?.as_bytes(), lines.next()) else { return None };

@@ -1,8 +1,8 @@
-//! `POST /webhooks/clerk`: from raw bytes to an answer that can be relied on.
+//! `POST /webhooks/clerk`: from raw bytes to a reliable answer.
 //!
-//! Nothing is parsed before the signature is proven, and 200 goes out only once the outcome is durable. Between the
-//! last byte of the body and the hand-over to the committer there is no await: a sender that hangs up cancels
-//! nothing. Logs name ids, types and reasons, never headers, bodies or people.
+//! Nothing is parsed before the signature is verified, and 200 is sent only once the outcome is durable. Between the last
+//! byte of the body and the hand-over to the committer there is no await, so a sender that hangs up cancels nothing. Logs
+//! contain ids, types and reasons, never headers, bodies or personal data.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -29,10 +29,10 @@ use crate::{
     telemetry::{self, Span},
 };
 
-/// When the answer goes out at the latest, after the head. Svix gives up after 15 s.
+/// The deadline of the answer, from the head. Svix gives up after 15 s.
 pub const ANSWER_WITHIN: Duration = Duration::from_millis(9500);
 
-/// How long the database may take to say which instance our users are of, where webhooks are taken in without it as well.
+/// How long the database may take to name the instance of the users, where webhooks are also received without it.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 
 /// The answer to a genuine webhook.
@@ -43,22 +43,22 @@ pub(super) struct Answer {
     id: String,
 }
 
-/// What is known of a request so far. Each is counted and logged exactly once, even if its handler panics or is
-/// cut off at shutdown.
+/// The facts about a request so far. Each request is counted and logged exactly once, even if its handler panics or is cut
+/// off at shutdown.
 struct Attempt {
     app: Arc<App>,
     started: Instant,
     peer: SocketAddr,
-    /// Whom the peer speaks for, where it is trusted to say.
+    /// The caller's address, which a trusted proxy may have reported.
     caller: Option<IpAddr>,
     request_id: RequestId,
     svix_id: Option<SvixId>,
     event_type: Option<String>,
-    /// Of which instance it is, and of which it should be, if these differ.
+    /// The event's instance and the expected one, if they differ.
     stranger: Option<Stranger>,
     is_finished: bool,
     span: Span,
-    /// How often it came before, as far as that is known; counted only where somebody traces.
+    /// The number of earlier attempts, if known; counted only while tracing.
     resends: Option<u32>,
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn receive(
         span: Span::server(request.uri().path(), version(request.version())),
         resends: None,
     };
-    // Its routes have no parameters, so the path is the route.
+    // These routes have no parameters, so the path is the route.
     let work = attempt.request_id.work(request.uri().path());
     let result = work.scope(process(&app, request, &mut attempt)).await;
     attempt.finish(result);
@@ -98,7 +98,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     if !app.addresses.allows(attempt.caller) {
         return Err(Problem::AddressNotAllowed);
     }
-    // What the head gives away costs no room for a body.
+    // Refuse what the head already shows before the body gets a share of the budget.
     app.bodies.admit(&body)?;
     let now = (app.clock)();
     let headers = SignatureHeaders::find(|name| head.headers.get(name).map(HeaderValue::as_bytes))?;
@@ -106,14 +106,14 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     let sender = attempt.caller.unwrap_or_else(|| attempt.peer.ip());
     let body = app.bodies.read(body, sender, attempt.started).await?;
 
-    // No await from here to the hand-over, unless the database is to be asked whether it may come in.
+    // No await from here to the hand-over, unless the gate has to ask the database.
     let verified = expected.verify(body)?;
     attempt.svix_id = Some(verified.svix_id().clone());
     attempt.describe(&head.headers);
     let mut event = event::parse(&verified, &app.selection, now);
     event.delivery.trace = attempt.span.context();
     attempt.event_type.clone_from(&event.delivery.event_type);
-    // Were it recorded, a quiet time would look as if Clerk had sent something.
+    // If probes were recorded, a quiet time would look as if Clerk had sent something.
     if event.delivery.event_type.as_deref() == Some(event::PROBE) {
         return Ok(Outcome::Ignored);
     }
@@ -122,7 +122,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
             svix_id = attempt.svix_id(),
             event = attempt.event_type(),
             request_id = attempt.request_id.as_str(),
-            "characters that no database can hold became U+FFFD"
+            "characters that no database can store became U+FFFD"
         );
     }
     if !event.unread.is_empty() {
@@ -131,7 +131,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
             event = attempt.event_type(),
             request_id = attempt.request_id.as_str(),
             fields = event.unread.join(","),
-            "fields that cannot be read or stored keep what is stored; the rest is applied"
+            "fields that cannot be read or stored keep their stored values; the rest is applied"
         );
     }
     let instance = event.instance_id.as_deref();
@@ -142,7 +142,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
     let answer = if opens {
         app.committer.submit(event.delivery, attempt.started)?
     } else {
-        // The database is asked in a task of its own, because a sender that hangs up cancels nothing.
+        // A separate task asks the database, because a sender that hangs up must not cancel it.
         let (asking, started) = (Arc::clone(app), attempt.started);
         let submitted = tokio::spawn(async move {
             let instance = event.instance_id.as_deref().unwrap_or_default();
@@ -151,7 +151,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
             match asking.gate.ask(instance, started + patience).await {
                 Ok(Err(stranger)) => Ok(Err(stranger)),
                 Err(_) if !streams => Err(Problem::DatabaseUnavailable),
-                // A worker asks again.
+                // A worker asks again later.
                 Ok(Ok(())) | Err(_) => Ok(Ok(asking.committer.submit(event.delivery, started)?)),
             }
         });
@@ -161,7 +161,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
         })?
     };
 
-    // The lane goes on with it even if we stop waiting; the re-delivery will be a duplicate.
+    // The lane continues even after this deadline; the next attempt is then a duplicate.
     let answered = timeout_at(attempt.started + app.answer_within, answer).await;
     let answered = answered.ok().and_then(Result::ok).unwrap_or(Err(app.committer.too_late()));
     if answered == Err(Refusal::Unavailable) {
@@ -173,7 +173,7 @@ async fn process(app: &Arc<App>, request: Request, attempt: &mut Attempt) -> Res
 }
 
 impl Attempt {
-    /// What a genuine sender says of itself may be told.
+    /// Record the headers of the request in its trace. This comes after verification, because forged headers prove nothing.
     fn describe(&mut self, headers: &HeaderMap) {
         if !self.span.is_recording() {
             return;
@@ -200,7 +200,7 @@ impl Attempt {
             metrics::counter!(telemetry::REJECTIONS, "reason" => reason).increment(1);
         }
         if result == Ok(Outcome::Duplicate) {
-            // It was processed before, if not by this process.
+            // It was processed before, though perhaps by another process.
             self.resends = self.resends.map(|resends| resends.max(1));
         }
         let (event, duration) = (label(self.event_type.as_deref()), self.started.elapsed());
@@ -209,7 +209,7 @@ impl Attempt {
             .increment(1);
         metrics::histogram!(telemetry::WEBHOOK_DURATION, "outcome" => outcome).record(duration);
         self.app.answers.count((self.app.clock)(), event, outcome, reason, duration);
-        // Of a type that nobody knows anything may be the name.
+        // An unknown event type can be any text.
         let traced = self.event_type.as_ref().map(|_| event);
         std::mem::take(&mut self.span).answered(status.as_u16(), traced, outcome, reason, self.resends);
         macro_rules! log {
@@ -230,14 +230,14 @@ impl Attempt {
             };
         }
         match result {
-            // The last four come from any passer-by.
+            // These errors can be caused by anyone, so they are no warnings.
             Ok(_)
             | Err(
                 Problem::Rejected(Rejection::MissingHeaders | Rejection::InvalidTimestamp)
                 | Problem::IncompleteBody
                 | Problem::BodyTimeout,
             ) => log!(info),
-            // What failed passes by itself; but for a bug, whose panic was logged as an error already.
+            // Other failures pass without intervention. A bug does not, but its panic is already logged as an error.
             Err(_) => log!(warn),
         }
     }
@@ -259,7 +259,7 @@ impl Drop for Attempt {
     }
 }
 
-/// As traces have it.
+/// The HTTP version in the format of traces.
 fn version(version: Version) -> &'static str {
     if version == Version::HTTP_10 { "1.0" } else { "1.1" }
 }

@@ -134,7 +134,7 @@ for (const javaScriptEnabled of [true, false]) {
   await signIn(page);
 
   await page.keyboard.press("Tab");
-  expect(await page.locator(":focus").textContent() === "To the content", "the first stop is not the way to the content");
+  expect(await page.locator(":focus").textContent() === "Skip to the content", "the first stop is not the way to the content");
 
   await page.click("header nav >> text=Users");
   await page.fill("#sought", EMAIL);
@@ -160,7 +160,7 @@ for (const javaScriptEnabled of [true, false]) {
   await page.keyboard.press("Enter");
   await page.waitForSelector("details.asking:not([open])");
   expect(await page.locator("details[open]").count() === 0, "there is no way out of a question");
-  for (const [letter, label, told] of [[retried, "Retry", "1 delivery is tried again now."], [discarded, "Discard", "1 delivery was discarded."]]) {
+  for (const [letter, label, told] of [[retried, "Retry", "1 delivery is retried now."], [discarded, "Discard", "1 delivery was discarded."]]) {
     await ask(letter, label);
     await page.keyboard.press("Enter");
     await page.waitForURL(`${BASE}/queue?**`);

@@ -62,7 +62,7 @@ fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
     assert!(told.contains("2  would be copied"), "{told}");
     assert!(told.contains("clerkId → clerk_id") && told.contains("firstName → first_name"), "{told}");
     assert!(told.contains("updatedAt: probably the time when your application wrote the row"), "{told}");
-    assert!(!told.contains("Empty in every row"), "{told}");
+    assert!(!told.contains("Not read because empty in every row"), "{told}");
     let pending = host.run(&["migrate", "status"]).succeeded();
     assert!(pending.contains("pending"), "a dry run changed something: {pending}");
 
@@ -99,8 +99,8 @@ fn a_drizzle_table_is_adopted(host: &mut Host) {
              (4, NULL, 'guest@example.com', NULL, NULL, NULL, '2024-01-01 00:00:00', NULL, NULL)"
     ));
     let told = adopt(host, &table, &[]).succeeded();
-    assert!(told.contains("2  copied") && told.contains("1  deleted by the table"), "{told}");
-    assert!(told.contains("1  rows passed over: without a Clerk id"), "{told}");
+    assert!(told.contains("2  copied") && told.contains("1  deleted according to the table"), "{told}");
+    assert!(told.contains("1  rows skipped: they have no Clerk id"), "{told}");
     let rows = host.sql("SELECT clerk_id, first_name FROM users ORDER BY clerk_id");
     assert_eq!(rows, [["user_a", "Ada"], ["user_b", "Bob"]]);
     let missing = adopt(host, "no_such_table", &[]);
@@ -228,7 +228,7 @@ fn who_is_deleted_is_said_by_a_condition_where_no_column_says_it_plainly(host: &
                                     ('user_4', 'free', 1, 0), ('user_5', NULL, 1, 0)"
     ));
     let told = adopt(host, &table, &["--deleted-when", "plan = 'gone' OR active = 0"]).succeeded();
-    assert!(told.contains("2  copied") && told.contains("2  deleted by the table"), "{told}");
+    assert!(told.contains("2  copied") && told.contains("2  deleted according to the table"), "{told}");
     // What a column alone says is no more than a doubt then.
     assert!(told.contains("1  left out: deleted may mark the user as deleted"), "{told}");
     assert_eq!(host.sql("SELECT clerk_id FROM users ORDER BY 1"), [["user_4"], ["user_5"]]);
@@ -265,7 +265,7 @@ fn who_is_known_here_is_left_as_they_are(host: &mut Host) {
         let told = adopt(host, &table, options).succeeded();
         assert!(told.contains(copied) && told.contains("already here"), "{told}");
         assert!(
-            told.contains("1  deleted by the table, but known here and not deleted")
+            told.contains("1  deleted according to the table, but not deleted here")
                 && told.contains("user_2"),
             "{told}"
         );
@@ -353,7 +353,7 @@ fn columns_that_look_like_ours_are_named_and_read_if_the_user_says_so(host: &mut
         "avatar: looks like image_url: use --column image_url=avatar",
         "banned: looks like banned, which is not in SYNC_FIELDS",
         "joined_at: looks like created_at: use --column created_at=joined_at",
-        "Empty in every row, and so not read: first_name",
+        "Not read because empty in every row: first_name",
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }
@@ -394,7 +394,7 @@ fn times_without_a_zone_are_read_in_the_zone_that_is_named(host: &mut Host) {
         if host.keeper.is_mysql() { "datetime" } else { "timestamp" }
     ));
     let told = adopt(host, &table, &["--time-zone", "Europe/Berlin"]).succeeded();
-    assert!(told.contains("The times in created_at have no zone: read as Europe/Berlin."), "{told}");
+    assert!(told.contains("The times in created_at have no zone, and were read as Europe/Berlin."), "{told}");
     assert_eq!(created(host, "user_1").as_deref(), Some("2024-07-01 10:00:00"));
     let refused = adopt(host, &table, &["--time-zone", "Berlin"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("IANA"), "{refused:?}");
@@ -427,10 +427,10 @@ fn rows_of_one_id_are_one_user(host: &mut Host) {
     let told = adopt(host, &table, &[]).succeeded();
     for words in [
         "1  copied",
-        "1  deleted by the table",
+        "1  deleted according to the table",
         "1  left out: one row marks the user as deleted, and another row does not",
-        "1  rows passed over: further ones of somebody who has one",
-        "1  rows passed over: without a Clerk id",
+        "1  rows skipped: another row has the same Clerk id",
+        "1  rows skipped: they have no Clerk id",
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }

@@ -669,7 +669,7 @@ mod program {
         assert_eq!(sealed(host), 3);
         let service = host.serve();
         let text = host.run(&["audit", "verify"]).succeeded();
-        assert!(text.contains("3 lines under 2 seals, all as they were sealed"), "{text}");
+        assert!(text.contains("3 lines under 2 seals, all match their seals"), "{text}");
         let (code, report) = verify(host, &[]);
         assert_eq!(
             (code, &report["whole"], &report["unsealed"]["lines"]),
@@ -690,8 +690,11 @@ mod program {
         host.sql("UPDATE audit_log SET source = 'cli' WHERE clerk_id = 'user_2'");
         let finished = host.run(&["audit", "verify"]);
         assert_eq!(finished.code, Some(1), "{finished:?}");
-        assert!(finished.stdout.contains("not all as they were sealed"), "{finished:?}");
-        assert!(finished.stderr.contains("the audit trail is not as it was sealed: changed"), "{finished:?}");
+        assert!(finished.stdout.contains("not all match their seals"), "{finished:?}");
+        assert!(
+            finished.stderr.contains("the audit trail does not match its seals: changed"),
+            "{finished:?}"
+        );
         let (code, report) = verify(host, &[]);
         assert_eq!(
             (code, &report["whole"], &report["faults"][0]["kind"]),

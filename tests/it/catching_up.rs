@@ -576,7 +576,7 @@ fn users_of_another_instance_come_in_only_if_that_is_said(host: &mut Host) {
     ] {
         let refused = host.run(command);
         assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
-        assert!(refused.stderr.contains("CLERK_SECRET_KEY is of instance ins_other"), "{refused:?}");
+        assert!(refused.stderr.contains("CLERK_SECRET_KEY belongs to instance ins_other"), "{refused:?}");
     }
     host.set("ADMIN_TOKEN", "t0ken");
     host.set("RECONCILE_INTERVAL", "1s");
@@ -1184,7 +1184,7 @@ fn drift_that_no_rule_mends_is_told_and_a_row_that_is_gone_comes_back() {
     assert_eq!((&report["missing"]["users"], &report["different"]["users"]), (&1.into(), &1.into()));
     let (finished, report) = reconcile(&host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("1 user could not be mended"), "{finished:?}");
+    assert!(finished.stderr.contains("1 user could not be fixed"), "{finished:?}");
     assert_eq!((&report["mended"], &report["unmended"]), (&1.into(), &1.into()), "{report}");
     let mut expected = names_at(&clerk);
     expected.insert(ids[1].clone(), "Tampered".to_owned());
@@ -1443,16 +1443,16 @@ fn only_some_users_can_be_asked_for() {
     assert_eq!(here(&host), expected);
     let (finished, _) = backfill(&host, &["--user-id", "user_nobody"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("does not know 1 of the 1 asked for: user_nobody"), "{finished:?}");
+    assert!(finished.stderr.contains("does not know 1 of the 1 requested: user_nobody"), "{finished:?}");
     let (finished, _) = backfill(&host, &["--user-id", "user_1 user_2"]);
     assert_eq!(finished.code, Some(2), "{finished:?}");
-    assert!(finished.stderr.contains("without blanks"), "{finished:?}");
+    assert!(finished.stderr.contains("without whitespace"), "{finished:?}");
     let long = "x".repeat(300);
     let file = host.write("long.txt", &long);
     for given in [long.clone(), format!("@{file}")] {
         let (finished, _) = backfill(&host, &["--user-id", &given]);
         assert_eq!(finished.code, Some(2), "{finished:?}");
-        let told = finished.stderr.contains("it has 300 bytes, and an id at most 255");
+        let told = finished.stderr.contains("it has 300 bytes, and an id has at most 255");
         assert!(told && !finished.stderr.contains(&long), "{finished:?}");
     }
     // What steers a terminal reaches none.
@@ -1475,7 +1475,7 @@ fn somebody_who_is_here_and_whom_clerk_does_not_know_any_more_is_named() {
     clerk.users().delete(&ids[2]).unwrap();
     let (finished, _) = backfill(&host, &["--user-id", &format!("{},{}", ids[1], ids[2])]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    let text = format!("Clerk does not know 1 of the 2 asked for: {}", ids[2]);
+    let text = format!("Clerk does not know 1 of the 2 requested: {}", ids[2]);
     assert!(finished.stderr.contains(&text), "{finished:?}");
     assert!(finished.stderr.contains("still here") && finished.stderr.contains("reconcile"), "{finished:?}");
     assert_eq!(host.count("users"), 5, "a backfill erases nobody");
@@ -1575,13 +1575,13 @@ fn several_lists_unite_count_nobody_twice_and_tell_which_addresses_nobody_has() 
         backfill(&host, &["--email", &format!("@{file},nobody@example.com,no.one@example.com")]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(summary["unchanged"], 150, "{summary}");
-    let words = "Clerk does not know 2 of the 152 asked for: number 151 of --email, number 152 of --email";
+    let words = "Clerk does not know 2 of the 152 requested: number 151 of --email, number 152 of --email";
     assert!(finished.stderr.contains(words), "{finished:?}");
     // Whoever sits at a terminal is told by name.
     let asked = ["backfill", "--rate", "1000", "--email", "nobody@example.com"];
     if let Some(told) = host.run_at_terminal(&asked, "") {
         assert_eq!(told.code, Some(1), "{told:?}");
-        assert!(told.stdout.contains("1 of the 1 asked for: nobody@example.com"), "{told:?}");
+        assert!(told.stdout.contains("1 of the 1 requested: nobody@example.com"), "{told:?}");
     }
 }
 
@@ -1592,8 +1592,8 @@ fn a_time_at_which_nobody_can_have_signed_up_is_refused() {
     let now = Utc::now();
     for (given, hint) in [
         (now.timestamp().to_string(), format!("write {}000", now.timestamp())),
-        ("1999-12-31".to_owned(), "1999-12-31, when nobody".to_owned()),
-        ((now + TimeDelta::days(400)).to_rfc3339(), "when nobody".to_owned()),
+        ("1999-12-31".to_owned(), "1999-12-31, and no user".to_owned()),
+        ((now + TimeDelta::days(400)).to_rfc3339(), "no user can have signed up".to_owned()),
         ("yesterday".to_owned(), "RFC 3339".to_owned()),
     ] {
         let (refused, _) = backfill(&host, &["--created-after", &given]);
@@ -1605,7 +1605,7 @@ fn a_time_at_which_nobody_can_have_signed_up_is_refused() {
     assert_eq!((finished.code, &summary["seen"]), (Some(0), &3.into()), "{finished:?}");
     let (refused, _) = backfill(&host, &["--rate", "0"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("a whole number from 1 on"), "{refused:?}");
+    assert!(refused.stderr.contains("expected a whole number of at least 1"), "{refused:?}");
 }
 
 #[test]

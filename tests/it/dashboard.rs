@@ -217,7 +217,7 @@ fn without_a_token_the_page_says_what_to_set() {
 fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
     let service = serve(host);
     let browser = Browser::sign_in(&service);
-    assert!(browser.see("/").contains("No webhook has come yet"));
+    assert!(browser.see("/").contains("No webhook has arrived yet"));
 
     applied(&service, &ada("user_1"));
     eventually("all is well", || browser.see("/").contains("Your data is right"));
@@ -260,7 +260,7 @@ fn the_overview_tells_a_rotated_secret(host: &mut Host) {
     eventually("refused", || {
         let page = browser.see("/");
         page.contains("No.</strong> 1 webhook was refused in the last hour because of the signature")
-            && page.contains("and none was believed since")
+            && page.contains("and none was accepted since")
     });
     assert!(browser.see("/").contains("CLERK_WEBHOOK_SIGNING_SECRET"));
     eventually("written down", || host.count("activity WHERE outcome = 'rejected'") > 0);
@@ -270,7 +270,7 @@ fn the_overview_tells_a_rotated_secret(host: &mut Host) {
     let service = serve(host);
     applied(&service, &rotated);
     let browser = Browser::sign_in(&service);
-    eventually("believed again", || browser.see("/").contains("while others are believed"));
+    eventually("believed again", || browser.see("/").contains("while others are accepted"));
     service.stop();
 }
 
@@ -287,7 +287,7 @@ fn the_overview_tells_drift(host: &mut Host) {
     eventually("drift", || {
         browser.see("/").contains("Not sure.</strong> 1 user differed from Clerk at the last reconcile")
     });
-    assert!(browser.see("/").contains("(1 missing); all of it was mended"));
+    assert!(browser.see("/").contains("(1 missing); all of it was fixed"));
     service.stop();
 }
 
@@ -327,15 +327,14 @@ fn every_page_says_that_migrations_are_pending(host: &mut Host) {
     let service = host.begin(&["--no-migrate"]);
     let browser = Browser::sign_in(&service);
     let overview = browser.see("/");
-    for said in
-        ["Nobody knows.</strong> The tables are of another version", "<code>clerk-sync migrate</code>"]
+    for said in ["Unknown.</strong> The tables belong to another version", "<code>clerk-sync migrate</code>"]
     {
         assert!(overview.contains(said), "{said}: {overview}");
     }
     for path in ["/users/user_1", "/sign-ups", "/deliveries", "/queue", "/queue/msg_1", "/sinks"] {
         let answer = browser.get(path);
         assert_eq!(answer.status, 503, "{path}: {answer:?}");
-        for said in ["The tables are of another version", "<code>clerk-sync migrate</code>"] {
+        for said in ["The tables belong to another version", "<code>clerk-sync migrate</code>"] {
             assert!(answer.body.contains(said), "{path}: {answer:?}");
         }
     }
@@ -344,7 +343,7 @@ fn every_page_says_that_migrations_are_pending(host: &mut Host) {
     assert_eq!((answer.status, answer.word().as_str()), (503, "database_unavailable"));
     assert!(answer.body.contains("run `clerk-sync migrate`"), "{answer:?}");
     host.run(&["migrate"]).succeeded();
-    eventually("migrated", || browser.see("/").contains("No webhook has come yet"));
+    eventually("migrated", || browser.see("/").contains("No webhook has arrived yet"));
     assert_eq!(browser.get("/sinks").status, 200);
     service.stop();
 }
@@ -394,12 +393,12 @@ fn what_went_wrong_is_told_on_a_page() {
         );
         assert!(answer.body.contains(said), "{said}: {answer:?}");
     };
-    is_page(&browser.get("/nothing"), 404, "There is no such page");
-    is_page(&browser.get("/sinks/other"), 404, "There is no such sink");
+    is_page(&browser.get("/nothing"), 404, "This page does not exist");
+    is_page(&browser.get("/sinks/other"), 404, "This sink does not exist");
     is_page(&browser.send("/queue", "action=retry&csrf=other"), 403, "Nothing was done");
-    is_page(&browser.press(&page, "/deliveries", "retry"), 405, "That did not work");
+    is_page(&browser.press(&page, "/deliveries", "retry"), 405, "The request failed");
     let signed_out = ask(&service, "POST", "/queue", "", "action=retry");
-    is_page(&signed_out, 401, "You are not signed in any more");
+    is_page(&signed_out, 401, "You are no longer signed in");
     service.stop();
 }
 
@@ -452,7 +451,9 @@ fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
     // Of somebody who was never here there is only a tombstone, so that they never come.
     applied(&service, &post(&deletion("user_5", milliseconds())));
     let page = browser.see("/users/user_5");
-    for said in ["the deletion came before anything else", "Deleted before anybody of this id was here"] {
+    for said in
+        ["the deletion arrived before any other event", "Deleted before any person with this id was here"]
+    {
         assert!(page.contains(said), "{said}: {page}");
     }
     assert!(!page.contains("Nothing has happened yet"), "{page}");
@@ -478,7 +479,7 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
 
     let user = browser.see("/users/user_1");
     assert!(user.contains("Not applied yet") && user.contains(&format!("href=\"{one}\"")), "{user}");
-    assert!(user.contains("There is no row yet") && user.contains("There is no register"), "{user}");
+    assert!(user.contains("There is no row yet") && user.contains("There is no version register"), "{user}");
     let page = browser.see(&one);
     assert!(page.contains("constraint or trigger refused the change") && !page.contains("Bad"), "{page}");
     let revealed = browser.press(&page, &one, "reveal").body;
@@ -496,12 +497,12 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
 
     host.allow_first_names();
     let told = browser.pressed(&page, &two, "retry");
-    assert!(told.contains("1 delivery is tried again now."), "{told}");
+    assert!(told.contains("1 delivery is retried now."), "{told}");
     eventually("retried", || host.count("users") == 1);
     let told = browser.pressed(&page, &two, "retry");
-    assert!(told.contains("Nothing is left to retry"), "{told}");
+    assert!(told.contains("Nothing to retry"), "{told}");
     let told = browser.pressed(&page, "/queue", "retry");
-    assert!(told.contains("1 delivery is tried again now."), "{told}");
+    assert!(told.contains("1 delivery is retried now."), "{told}");
     eventually("all retried", || host.count("users") == 2);
     assert_eq!(browser.press(&page, "/queue", "explode").status, 404);
     service.stop();
@@ -527,16 +528,20 @@ fn sinks_are_paused_and_resumed(host: &mut Host) {
     assert!(told.contains("crm · clerk-sync") && told.contains("Paused. Messages wait"), "{told}");
     assert_eq!(host.value("SELECT sink FROM outbox_paused"), "crm");
     assert!(browser.see("/sinks").contains(">paused<"));
-    assert!(browser.pressed(&page, "/sinks/crm", "resume").contains("Resumed. What waits goes out again."));
+    assert!(
+        browser
+            .pressed(&page, "/sinks/crm", "resume")
+            .contains("Resumed. Waiting messages are delivered again.")
+    );
     assert_eq!(host.count("outbox_paused"), 0);
     host.sql(&format!("UPDATE outbox SET created_at = '{}'", minutes_ago(10)));
     eventually("behind", || {
-        browser.see("/").contains("Sink crm is behind: 1 message waits, the oldest for 10 min")
+        browser.see("/").contains("Sink crm is behind: 1 pending message, the oldest for 10 min")
     });
     host.sql(
         "UPDATE outbox SET state = 'dead', finished_at = created_at, next_attempt_at = NULL, lease = NULL",
     );
-    eventually("told", || browser.see("/").contains("Sink crm did not take 1 message"));
+    eventually("told", || browser.see("/").contains("Sink crm did not accept 1 message"));
     assert!(browser.pressed(&page, "/sinks/crm", "discard").contains("1 message was discarded."));
     assert_eq!(host.value("SELECT state FROM outbox"), "discarded");
     assert!(browser.pressed(&page, "/sinks/crm", "retry").contains("no message is dead"));
@@ -578,7 +583,7 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     assert!(page.contains("<option value=\"odd\" selected>odd"), "{page}");
 
     let signups = browser.see("/sign-ups");
-    assert!(signups.contains("<svg") && signups.contains("Sign-ups in these 30 days"), "{signups}");
+    assert!(signups.contains("<svg") && signups.contains("Sign-ups in the last 30 days"), "{signups}");
     for by in ["/sign-ups?by=week", "/sign-ups?by=month"] {
         assert!(browser.see(by).contains("<svg"));
     }
@@ -712,12 +717,15 @@ fn objects_of_every_kind_have_pages_that_lead_to_each_other(host: &mut Host) {
     let found = browser.send("/organizations", &format!("sought=org_1&csrf={}", csrf(&list)));
     assert_eq!((found.status, found.headers["location"].as_str()), (303, "/organizations/org_1"));
     let nothing = browser.send("/organizations", &format!("sought=Acme%20Sons&csrf={}", csrf(&list)));
-    assert!(nothing.body.contains("That is no id of Clerk's (org_…)."), "{nothing:?}");
+    assert!(nothing.body.contains("This is not a Clerk id (org_…)."), "{nothing:?}");
     assert_eq!(browser.send("/organizations", "sought=org_1&csrf=other").status, 403);
     for stranger in ["/organizations/org_2", "/organizations/nothing", "/organization_memberships/orgmem_2"] {
         let answer = browser.get(stranger);
         assert_eq!(answer.status, 404, "{stranger}");
-        assert!(answer.body.contains("Nothing of this id was ever here."), "{stranger}: {answer:?}");
+        assert!(
+            answer.body.contains("No such object: this id was never used here."),
+            "{stranger}: {answer:?}"
+        );
     }
     // What came before the organization itself is found by its id.
     applied(&service, &membership("orgmem_2", "org_2", "user_1"));
@@ -817,6 +825,6 @@ fn where_only_users_are_synced_nothing_else_is_in_the_menu(host: &mut Host) {
             assert!(!page.contains(other), "{path}: {page}");
         }
     }
-    assert!(browser.see("/organizations").contains("does not name this kind"));
+    assert!(browser.see("/organizations").contains("does not include this kind"));
     service.stop();
 }

@@ -493,7 +493,7 @@ fn a_key_of_another_instance_is_found(host: &mut Host) {
     report.only_fails(&["clerk key"]);
     // Or nobody's at all.
     host.sql("UPDATE clerk_instance SET instance_id = 'ins_sample'");
-    doctor(host, &[]).remedy("database", "warn", "made-up people");
+    doctor(host, &[]).remedy("database", "warn", "made-up users");
 }
 
 fn a_dead_sink_is_found(host: &mut Host) {
@@ -537,9 +537,9 @@ fn what_was_left_behind_is_found_with_the_command_that_tends_it(host: &mut Host)
     host.sql("INSERT INTO outbox_paused (sink, paused_at) VALUES ('news', '2026-01-01T00:00:00.000Z')");
     let report = doctor(host, &[]);
     assert_eq!(report.code, 0, "{report:#?}");
-    let remedy = report.remedy("queue", "warn", "1 delivery is dead");
+    let remedy = report.remedy("queue", "warn", "1 dead delivery");
     assert!(remedy.contains("`clerk-sync queue ls --state dead`"), "{remedy}");
-    let remedy = report.remedy("outbox", "warn", "crm: 1 message was given up");
+    let remedy = report.remedy("outbox", "warn", "crm: 1 dead message");
     assert!(remedy.contains("`clerk-sync outbox retry --sink crm`"), "{remedy}");
     let remedy = report.remedy("outbox", "warn", "news has been paused for ");
     assert!(remedy.contains("`clerk-sync outbox resume news`"), "{remedy}");
@@ -553,7 +553,7 @@ fn what_was_left_behind_is_found_with_the_command_that_tends_it(host: &mut Host)
     host.run(&["outbox", "retry", "--sink", "crm"]).succeeded();
     let report = doctor(host, &[]);
     assert_eq!(report.status("queue"), "ok", "{report:#?}");
-    report.remedy("outbox", "warn", "crm: 1 message waits, the oldest for ");
+    report.remedy("outbox", "warn", "crm: 1 pending message, the oldest for ");
     // Where the tables are not of this version nobody can tell.
     host.sql("DELETE FROM _clerk_sync_migrations WHERE version IN (5, 17)");
     let report = doctor(host, &[]);
@@ -621,7 +621,7 @@ fn a_public_private_listener_without_a_token_is_found(host: &mut Host) {
     let remedy = report.remedy("listeners", "fail", "no ADMIN_TOKEN");
     assert!(remedy.contains("set ADMIN_TOKEN") && remedy.contains("ADMIN_HOST=127.0.0.1"), "{remedy}");
     report.only_fails(&["listeners"]);
-    assert_eq!(report.of("configuration")[0]["found"], "every other variable can be used");
+    assert_eq!(report.of("configuration")[0]["found"], "every other variable is valid");
     host.set("ADMIN_TOKEN", "hunter2-hunter2");
     assert_eq!(doctor(host, &[]).status("listeners"), "ok");
 }
@@ -721,7 +721,7 @@ fn what_is_not_there_yet_is_not_made(host: &mut Host) {
         );
     } else {
         let line = report.of("database")[0].clone();
-        assert!(line["found"].as_str().unwrap().contains("is made at the first start"), "{line}");
+        assert!(line["found"].as_str().unwrap().contains("is created at the first start"), "{line}");
         assert_eq!(fs::read_dir(host.directory.path()).unwrap().count(), 0);
         let stats = host.run(&["stats"]);
         assert_eq!(stats.code, Some(78), "{stats:?}");
@@ -798,7 +798,7 @@ fn what_is_there_is_counted(host: &mut Host) {
 
     let text = host.run(&["stats"]).succeeded();
     for part in [
-        "2 standing, 1 erased",
+        "2 current, 1 erased",
         "4 applied, 1 ignored in the last 24 hours",
         "0 pending, 1 dead",
         "█",

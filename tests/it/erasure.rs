@@ -1006,7 +1006,7 @@ mod by_the_program {
         assert!(erased.contains("user_1 is erased here"), "{erased}");
         assert_eq!(host.count("users"), 0);
         assert_eq!(host.count("audit_log WHERE source = 'cli' AND action = 'USER_HARD_DELETED'"), 1);
-        assert!(host.run(&["erase", "user_1", "--yes"]).succeeded().contains("erased before"));
+        assert!(host.run(&["erase", "user_1", "--yes"]).succeeded().contains("already erased"));
         let status = json_of(host, &["erase", "status", "user_1", "--json"]);
         assert_eq!(
             (&status["state"], &status["receipts"][0]["destination"]),
@@ -1036,14 +1036,14 @@ mod by_the_program {
         assert_eq!(json_of(host, &["erase", "report", "--json"]), json!([]));
         let resisting = host.run(&["erase", "user_1", "--yes"]);
         assert_eq!(resisting.code, Some(1), "{resisting:?}");
-        assert!(resisting.stderr.contains("tries again without end"), "{resisting:?}");
+        assert!(resisting.stderr.contains("retries until it succeeds"), "{resisting:?}");
         assert_eq!(json_of(host, &["erase", "status", "user_1", "--json"])["state"], "erasing");
         let report = json_of(host, &["erase", "report", "--json"]);
         assert_eq!((&report[0]["clerk_id"], &report[0]["completed_at"]), (&json!("user_1"), &Value::Null));
         assert_eq!(host.run(&["erase", "report"]).code, Some(0));
         let young = host.run(&["erase", "report", "--overdue"]);
         assert_eq!(young.code, Some(0), "{young:?}");
-        assert!(young.stdout.contains("None is overdue"), "{young:?}");
+        assert!(young.stdout.contains("No erasure is overdue"), "{young:?}");
         let overdue = host.run(&["erase", "report", "--overdue", "--days", "0"]);
         assert_eq!(overdue.code, Some(1), "{overdue:?}");
         assert!(overdue.stdout.contains("user_1"), "{overdue:?}");
@@ -1083,7 +1083,7 @@ mod by_the_program {
         clerk.users().delete(&ids[1]).unwrap();
         let refused = host.run(&["erase", "cancel", &ids[1]]);
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        assert!(refused.stderr.contains("Clerk does not know"), "{refused:?}");
+        assert!(refused.stderr.contains("Clerk no longer knows"), "{refused:?}");
         assert_eq!(host.run(&["erase", "cancel", &ids[1], "--force"]).code, Some(1), "Clerk can be asked");
         let kept = host.run(&["erase", "cancel", &ids[0]]).succeeded();
         assert!(kept.contains("stays"), "{kept}");

@@ -1253,11 +1253,11 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     // Nothing is meant by default.
     assert_eq!(host.run(&["outbox", "retry"]).code, Some(2));
     let counted = host.run(&["outbox", "retry", "--all", "--dry-run"]).succeeded();
-    assert_eq!(counted.trim(), "3  would be tried again");
+    assert_eq!(counted.trim(), "3  would be retried");
     let retried = host.run(&["outbox", "retry", "--sink", "crm"]).succeeded();
     let lines: Vec<&str> = retried.lines().map(str::trim).collect();
     assert_eq!(lines[0], "1  due again");
-    assert!(lines[1].starts_with("1  left"), "later news of that user were delivered: {retried}");
+    assert!(lines[1].starts_with("1  skipped"), "later news of that user were delivered: {retried}");
     assert_eq!(list(&["--state", "dead"]).len(), 2);
 
     // Nobody sits there who could be asked.
@@ -1270,7 +1270,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     for deletion in [[deletion.as_str(), "--yes"], ["--dry-run", &deletion]] {
         let refused = host.run(&[&["outbox", "discard"], &deletion[..]].concat());
         assert_eq!(refused.code, Some(1), "{refused:?}");
-        assert!(refused.stderr.contains("1 deletion stays"), "{refused:?}");
+        assert!(refused.stderr.contains("1 deletion was kept"), "{refused:?}");
     }
     assert_eq!(list(&["--state", "pending"]).len(), 2);
     // What is named must be done.
@@ -1302,7 +1302,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert_eq!(list(&["--sink", "mail"])[0]["clerk_id"], "user_\u{1b}[2J\u{9b}31m\n");
 
     host.run(&["outbox", "pause", "crm"]).succeeded();
-    assert!(host.run(&["outbox", "ls"]).succeeded().contains("crm is paused since"));
+    assert!(host.run(&["outbox", "ls"]).succeeded().contains("crm has been paused since"));
     host.run(&["outbox", "resume", "crm"]).succeeded();
     assert_eq!(host.run(&["outbox", "resume", "crm"]).code, Some(1));
 }

@@ -359,7 +359,7 @@ fn what_cannot_be_asked_is_refused_with_what_is_allowed(host: &mut Host) {
         ("/v1/users?limit=1&limit=2", "email, after and limit"),
         ("/v1/users?page=2", "email, after and limit"),
         ("/v1/users?LIMIT=2", "email, after and limit"),
-        ("/v1/signups?bucket=year", "day, week and month"),
+        ("/v1/signups?bucket=year", "day, week or month"),
         ("/v1/signups?from=yesterday", "from: "),
         ("/v1/signups?to=2026-02-30", "to: "),
         ("/v1/signups?bucket=day&email=a@example.com", "bucket, from and to"),

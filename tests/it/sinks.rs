@@ -1088,7 +1088,7 @@ mod commands {
         let receiver = Receiver::start(|_| reply(204, ""));
         with(&crm(&receiver.url), |host| {
             let out = host.run(&["sinks", "test", "crm"]).succeeded();
-            assert!(out.starts_with("crm took the test message in "), "{out}");
+            assert!(out.starts_with("crm accepted the test message in "), "{out}");
             assert!(out.contains("\nwarning: it also accepted a message with a wrong signature"), "{out}");
         });
         let request = receiver.received().remove(0);
@@ -1107,7 +1107,7 @@ mod commands {
         with(&crm(&receiver.url), |host| {
             let refused = host.run(&["sinks", "test", "crm"]);
             assert_eq!(refused.code, Some(1), "{refused:?}");
-            assert!(refused.stderr.contains("answered 422 Unprocessable Entity\n  → mend it"), "{refused:?}");
+            assert!(refused.stderr.contains("answered 422 Unprocessable Entity\n  → fix it"), "{refused:?}");
             assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
             let unknown = host.run(&["sinks", "test", "cmr"]);
             assert_eq!(unknown.code, Some(2), "{unknown:?}");
@@ -1127,7 +1127,7 @@ mod commands {
                     && !nobody.stderr.contains("hunter2"),
                 "{nobody:?}"
             );
-            assert!(nobody.stderr.contains("→ see that 127.0.0.1 runs and can be reached"), "{nobody:?}");
+            assert!(nobody.stderr.contains("→ check that 127.0.0.1 runs and is reachable"), "{nobody:?}");
         });
     }
 
@@ -1140,9 +1140,9 @@ mod commands {
                 "INSERT INTO outbox_recipients (clerk_id, sink, addresses) VALUES ('user_1', 'crm', 'f00d')",
             );
             let doctor = host.run(&["doctor"]).stdout;
-            assert!(doctor.contains("it was told of 1 user at another address"), "{doctor}");
+            assert!(doctor.contains("it received 1 user at another address"), "{doctor}");
             let told = host.run(&["sinks", "moved", "crm", "--dry-run"]).succeeded();
-            assert_eq!(told, "crm was told of 1 user while it was at another address\n");
+            assert_eq!(told, "crm received 1 user at another address\n");
             host.run(&["sinks", "moved", "crm"]).succeeded();
             let doctor = host.run(&["doctor"]).stdout;
             assert!(!doctor.contains("at another address"), "{doctor}");

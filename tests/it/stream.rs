@@ -267,7 +267,7 @@ fn what_waits_in_the_stream_is_counted_by_stats() {
         assert!((before..=milliseconds()).contains(&oldest.timestamp_millis()), "{stats:#}");
         let text = host.run(&["stats"]).succeeded();
         let line = text.lines().find(|line| line.starts_with("Stream")).expect("a line");
-        assert!(line.contains("3 waiting, 2 of them taken by a worker, the oldest for "), "{line}");
+        assert!(line.contains("3 waiting, 2 of them claimed by a worker, the oldest for "), "{line}");
 
         // What the database holds is told all the same.
         valkey.kill();
@@ -520,7 +520,7 @@ fn replicas_that_are_asked_for_must_confirm() {
         let Some(replica) = Valkey::start(&["--replicaof", "127.0.0.1", &valkey.port.to_string()]) else {
             return;
         };
-        eventually("in step", || host.run(&["doctor"]).stdout.contains("it keeps what it confirms"));
+        eventually("in step", || host.run(&["doctor"]).stdout.contains("confirmed entries are on disk"));
         let service = host.serve();
         queued(&service, &created("user_1"));
         replica.kill();

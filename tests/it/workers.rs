@@ -147,7 +147,7 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
     assert_eq!(unknown.code, Some(1));
     assert!(unknown.stderr.contains("not in the queue"), "{unknown:?}");
 
-    assert!(run(&["retry", "--all", "--dry-run"]).succeeded().contains("1  would be tried again"));
+    assert!(run(&["retry", "--all", "--dry-run"]).succeeded().contains("1  would be retried"));
     assert_eq!(host.count("webhook_queue WHERE state = 'dead'"), 1);
     assert!(run(&["retry", &dead.id]).succeeded().contains("1  due again"));
     assert_eq!(host.count("webhook_queue WHERE state = 'dead'"), 0);
@@ -158,12 +158,12 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
     let asked = run(&["discard", &waiting.id, &dead.id]);
     assert_eq!(asked.code, Some(2), "{asked:?}");
     assert!(asked.stderr.contains("--yes"), "{asked:?}");
-    assert!(run(&["discard", &waiting.id, "--dry-run"]).succeeded().contains("1  would be taken out"));
+    assert!(run(&["discard", &waiting.id, "--dry-run"]).succeeded().contains("1  would be removed"));
     assert_eq!(host.count("webhook_queue"), 3);
-    assert!(run(&["discard", &waiting.id, &dead.id, "--yes"]).succeeded().contains("2  taken out"));
+    assert!(run(&["discard", &waiting.id, &dead.id, "--yes"]).succeeded().contains("2  removed"));
     let refused = run(&["discard", &deletion.id, "--yes"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    assert!(refused.stderr.contains("1 deletion of a user stays"), "{refused:?}");
+    assert!(refused.stderr.contains("1 deletion of a user was kept"), "{refused:?}");
     assert_eq!(host.count("webhook_queue"), 1);
     assert_eq!(host.count("processed_webhooks WHERE outcome = 'discarded'"), 2);
     assert_eq!(service.post(&waiting).word(), "duplicate");

@@ -1,5 +1,5 @@
-//! What was left behind, which no alarm tells of where there is none: deliveries and messages that are dead or held up, and
-//! erasures that somebody has not confirmed.
+//! Leftover work, which only an alarm would report otherwise: deliveries and messages that are dead or delayed, and
+//! unconfirmed erasures.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ const QUEUE: &str = "queue";
 const OUTBOX: &str = "outbox";
 const ERASURES: &str = "erasures";
 
-/// For counting all of it, which takes long where much is left.
+/// The time limit for counting, which is slow when there is much to count.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// To be asked only of a store whose tables are those of this version.
+/// Call this only on a store with the tables of this version.
 pub(super) async fn check(store: &dyn Store, now: DateTime<Utc>) -> Vec<Finding> {
-    // Each by itself: where one takes too long the others are told.
+    // Each count is separate, so that one that takes too long does not hide the others.
     let (waiting, sinks, paused, erasing) = tokio::join!(
         within(store.queue_depth()),
         within(store.outbox_depth()),
@@ -39,7 +39,7 @@ pub(super) async fn check(store: &dyn Store, now: DateTime<Utc>) -> Vec<Finding>
     [queue, outbox, erasures].concat()
 }
 
-/// What is found, or why it could not be looked at.
+/// The finding, or why there is none.
 fn judged<T>(
     check: &'static str,
     counted: std::result::Result<T, String>,
@@ -51,11 +51,11 @@ fn judged<T>(
 async fn within<T>(counting: impl Future<Output = Result<T>>) -> std::result::Result<T, String> {
     let counted = timeout(PATIENCE, counting).await;
     counted
-        .map_err(|_| "there is too much to count it in time".to_owned())?
+        .map_err(|_| "there are too many rows to count in time".to_owned())?
         .map_err(|error| error.to_string())
 }
 
-/// None of it could be looked at, for this reason.
+/// These checks were skipped for this reason.
 pub(super) fn skipped(why: &str) -> Vec<Finding> {
     [QUEUE, OUTBOX, ERASURES].map(|check| Finding::skip(check, why)).into()
 }
@@ -69,29 +69,29 @@ fn outbox(backlog: &Backlog, now: DateTime<Utc>) -> Vec<Finding> {
 
 fn queue(backlog: &Backlog, now: DateTime<Utc>) -> Finding {
     let waiting = match backlog.queue.pending {
-        0 => "nothing waits".to_owned(),
-        pending => count(pending, "delivery waits", "deliveries wait"),
+        0 => "no pending deliveries".to_owned(),
+        pending => count(pending, "pending delivery", "pending deliveries"),
     };
     match (backlog.queue.dead, backlog.late(now, ALARM)) {
         (0, None) => Finding::ok(QUEUE, waiting),
         (0, Some(late)) => Finding::warn(
             QUEUE,
-            format!("{waiting}, the first due for {}", length(late)),
-            "`clerk-sync queue ls` says what is in the way; if it says nothing, nobody works: `clerk-sync serve` or \
+            format!("{waiting}, the first overdue by {}", length(late)),
+            "`clerk-sync queue ls` shows the cause; if it shows none, no worker is running: start `clerk-sync serve` or \
              `clerk-sync worker`",
         ),
         (dead, _) => Finding::warn(
             QUEUE,
-            format!("{} dead, and not applied; {waiting}", count(dead, "delivery is", "deliveries are")),
-            "`clerk-sync queue ls --state dead` says why; mend that, then `clerk-sync queue retry --all`",
+            format!("{}, not applied; {waiting}", count(dead, "dead delivery", "dead deliveries")),
+            "`clerk-sync queue ls --state dead` shows why; fix the cause, then run `clerk-sync queue retry --all`",
         ),
     }
 }
 
 fn messages(waiting: u64) -> String {
     match waiting {
-        0 => "no message waits".to_owned(),
-        waiting => count(waiting, "message waits", "messages wait"),
+        0 => "no pending messages".to_owned(),
+        waiting => count(waiting, "pending message", "pending messages"),
     }
 }
 
@@ -102,23 +102,23 @@ fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> 
     let (found, remedy) = match paused.map(length) {
         Some(paused) if *dead == 0 => (
             format!("{sink} has been paused for {paused}; {waiting}"),
-            format!("{resume}, once it may be told again"),
+            format!("run {resume} once it may receive messages again"),
         ),
         None if *dead == 0 => (
             format!("{sink}: {waiting}, the oldest for {}", length(now - oldest.unwrap_or(now))),
             format!(
-                "`clerk-sync outbox ls --sink {sink} --state pending` says what is in the way, and `clerk-sync sinks` \
-                 whether there still is such a sink"
+                "`clerk-sync outbox ls --sink {sink} --state pending` shows the cause, and `clerk-sync sinks` whether the \
+                 sink is still configured"
             ),
         ),
         paused => {
-            let dead = count(*dead, "message was", "messages were");
+            let dead = count(*dead, "dead message", "dead messages");
             let is_paused = paused.as_ref().map(|paused| format!("; it has been paused for {paused}"));
             let resume = paused.map(|_| format!(" and {resume}"));
             (
-                format!("{sink}: {dead} given up; {waiting}{}", is_paused.unwrap_or_default()),
+                format!("{sink}: {dead}; {waiting}{}", is_paused.unwrap_or_default()),
                 format!(
-                    "`clerk-sync outbox ls --sink {sink} --state dead` says why; mend that, then `clerk-sync outbox \
+                    "`clerk-sync outbox ls --sink {sink} --state dead` shows why; fix the cause, then run `clerk-sync outbox \
                      retry --sink {sink}`{}",
                     resume.unwrap_or_default()
                 ),
@@ -135,15 +135,15 @@ fn erasures(backlog: &Backlog, now: DateTime<Utc>) -> Finding {
     };
     let each: Vec<String> = open.iter().map(|of| format!("{} by {}", of.receipts, of.destination)).collect();
     let age = length(now - oldest);
-    let found = format!("not confirmed yet: {}; the oldest was asked for {age} ago", each.join(", "));
+    let found = format!("not confirmed yet: {}; the oldest was requested {age} ago", each.join(", "));
     if backlog.overdue(now, ALARM).is_empty() && !backlog.is_refused() {
         return Finding::ok(ERASURES, found);
     }
     Finding::warn(
         ERASURES,
         found,
-        "`clerk-sync erase report` names them and says why; what then, says docs/runbook.md under \"An erasure that is not \
-         confirmed\"",
+        "`clerk-sync erase report` lists them with the causes; docs/runbook.md describes the next steps under \"An erasure that \
+         is not confirmed\"",
     )
 }
 
@@ -172,11 +172,11 @@ mod tests {
             first_due: (pending > 0).then(|| NOW - TimeDelta::minutes(minutes)),
         };
         for (depth, expected) in [
-            (depth(0, 0, 0), "ok queue: nothing waits"),
-            (depth(1, 0, 4), "ok queue: 1 delivery waits"),
-            (depth(2, 0, -60), "ok queue: 2 deliveries wait"),
-            (depth(2, 0, 6), "warn queue: 2 deliveries wait, the first due for 6 min"),
-            (depth(0, 1, 0), "warn queue: 1 delivery is dead, and not applied; nothing waits"),
+            (depth(0, 0, 0), "ok queue: no pending deliveries"),
+            (depth(1, 0, 4), "ok queue: 1 pending delivery"),
+            (depth(2, 0, -60), "ok queue: 2 pending deliveries"),
+            (depth(2, 0, 6), "warn queue: 2 pending deliveries, the first overdue by 6 min"),
+            (depth(0, 1, 0), "warn queue: 1 dead delivery, not applied; no pending deliveries"),
         ] {
             let backlog = Backlog { queue: depth, ..Backlog::default() };
             assert_eq!(told(&queue(&backlog, NOW)), expected);
@@ -193,26 +193,29 @@ mod tests {
         };
         let one = |depth: SinkDepth, paused: &_| outbox(vec![depth], paused);
         let hours = TimeDelta::hours;
-        assert_eq!(one(sink(3, 0, hours(5)), &vec![]), "ok outbox: 3 messages wait");
+        assert_eq!(one(sink(3, 0, hours(5)), &vec![]), "ok outbox: 3 pending messages");
         assert_eq!(
             one(sink(1, 0, hours(7)), &vec![]),
-            "warn outbox: crm: 1 message waits, the oldest for 7 h"
+            "warn outbox: crm: 1 pending message, the oldest for 7 h"
         );
         assert_eq!(
             one(sink(0, 2, hours(0)), &vec![]),
-            "warn outbox: crm: 2 messages were given up; no message waits"
+            "warn outbox: crm: 2 dead messages; no pending messages"
         );
         let paused = vec![("crm".to_owned(), NOW - TimeDelta::days(3))];
         assert_eq!(
             one(sink(1, 0, hours(1)), &paused),
-            "warn outbox: crm has been paused for 3 days; 1 message waits"
+            "warn outbox: crm has been paused for 3 days; 1 pending message"
         );
         assert_eq!(
             one(sink(1, 1, hours(1)), &paused),
-            "warn outbox: crm: 1 message was given up; 1 message waits; it has been paused for 3 days"
+            "warn outbox: crm: 1 dead message; 1 pending message; it has been paused for 3 days"
         );
-        assert_eq!(outbox(vec![], &paused), "warn outbox: crm has been paused for 3 days; no message waits");
-        assert_eq!(outbox(vec![], &vec![]), "ok outbox: no message waits");
+        assert_eq!(
+            outbox(vec![], &paused),
+            "warn outbox: crm has been paused for 3 days; no pending messages"
+        );
+        assert_eq!(outbox(vec![], &vec![]), "ok outbox: no pending messages");
     }
 
     #[test]
@@ -226,7 +229,7 @@ mod tests {
         assert_eq!(erasures(vec![]), "ok erasures: every erasure is confirmed everywhere");
         assert_eq!(
             erasures(vec![open("crm", 2), open("news", 3)]),
-            "ok erasures: not confirmed yet: 2 by crm, 2 by news; the oldest was asked for 3 days ago"
+            "ok erasures: not confirmed yet: 2 by crm, 2 by news; the oldest was requested 3 days ago"
         );
         for late in [open("crm", 8), open("database", 0)] {
             assert!(erasures(vec![late]).starts_with("warn erasures: "));

@@ -1,4 +1,4 @@
-//! Clerk's Backend API: what time it is there, and whose key we have.
+//! Clerk's Backend API: its clock, and the instance of the key.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ const CLOCK: &str = "clerk clock";
 const KEY: &str = "clerk key";
 const INSTANCE: &str = "clerk instance";
 
-/// Refusals that are older than this are over.
+/// Older refusals are not reported.
 const REFUSED_LATELY: TimeDelta = TimeDelta::days(1);
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What time it is at Clerk; `None` if it is not known where to ask.
+/// Clerk's time; `None` if the address of Clerk's API is not known.
 pub(super) async fn ask_hour(given: &Given) -> Option<Result<ClockReading, ApiError>> {
     if given.is_mistaken("CLERK_API_URL") {
         return None;
@@ -36,10 +36,10 @@ pub(super) async fn ask_hour(given: &Given) -> Option<Result<ClockReading, ApiEr
 pub(super) fn judge_hour(given: &Given, answer: Option<Result<ClockReading, ApiError>>) -> Finding {
     match answer {
         None => Finding::skip(CLOCK, "the configuration does not say where Clerk's API is"),
-        // With a key this is a failure of the next check.
+        // With a key, the next check reports this as a failure.
         Some(Err(error)) => Finding::skip(CLOCK, error.to_string()),
         Some(Ok(ClockReading { theirs: None, .. })) => {
-            Finding::skip(CLOCK, "the answer of Clerk's API has no Date")
+            Finding::skip(CLOCK, "the answer of Clerk's API has no Date header")
         }
         Some(Ok(ClockReading { asked_at, theirs: Some(theirs), answered_at })) => {
             let ours = Span { from: asked_at, until: answered_at };
@@ -48,7 +48,7 @@ pub(super) fn judge_hour(given: &Given, answer: Option<Result<ClockReading, ApiE
     }
 }
 
-/// Of which instance the key is; `None` if there is none that can be used.
+/// The instance of the key; `None` if there is no usable key.
 pub(super) async fn ask_instance(given: &Given) -> Option<Result<String, ApiError>> {
     if given.is_mistaken("CLERK_API_URL") || given.is_mistaken("CLERK_SECRET_KEY") {
         return None;
@@ -57,16 +57,16 @@ pub(super) async fn ask_instance(given: &Given) -> Option<Result<String, ApiErro
     Some(api.instance(Persistence::INTERACTIVE).await.map(str::to_owned))
 }
 
-/// Whether events come from the one instance that the users of the database are of.
+/// Whether events come from the same instance as the users in the database.
 pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime<Utc>) -> Vec<Finding> {
     let pin = Pin::of(given.config.instance_id.as_deref());
     if pin == Pin::Any {
-        let found = "CLERK_INSTANCE_ID=any: events of every instance are taken in, and reconcile erases nobody by itself";
+        let found = "CLERK_INSTANCE_ID=any: events of every instance are applied, and reconcile never erases users automatically";
         return vec![Finding::ok(INSTANCE, found)];
     }
     let Some(Origin { instance, previous, refused, .. }) = origin else {
         let unknown = "not known yet: the first event or the first backfill decides".to_owned();
-        let found = pin.only().map_or(unknown, |pinned| format!("{pinned}, by CLERK_INSTANCE_ID"));
+        let found = pin.only().map_or(unknown, |pinned| format!("{pinned}, set by CLERK_INSTANCE_ID"));
         return vec![Finding::ok(INSTANCE, found)];
     };
     let mut findings = Vec::new();
@@ -75,12 +75,12 @@ pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime
             INSTANCE,
             Failure::FAILED,
             format!(
-                "events of instance {other} are refused (403 wrong_instance), the last at {}: the users here are of {instance}",
+                "events of instance {other} are refused (403 wrong_instance), last at {}: the users here belong to {instance}",
                 at.format("%Y-%m-%d %H:%M:%S UTC")
             ),
             format!(
-                "remove the endpoint of {other} in Clerk's Dashboard, or give it a database of its own; if users are to come \
-                 from {other} from now on, `clerk-sync backfill --change-instance` with a key of it; see the runbook, \
+                "remove the endpoint of {other} in Clerk's Dashboard, or use another database for it; if users should come \
+                 from {other} from now on, run `clerk-sync backfill --change-instance` with a key of it; see the runbook, \
                  ClerkSyncOtherInstance"
             ),
         ));
@@ -90,7 +90,7 @@ pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime
             INSTANCE,
             format!("CLERK_INSTANCE_ID is {pinned}, and the users of this database came from {instance}"),
             format!(
-                "set CLERK_INSTANCE_ID={instance}, or let users come from {pinned} with \
+                "set CLERK_INSTANCE_ID={instance}, or allow users from {pinned} with \
                  `clerk-sync backfill --change-instance`"
             ),
         ));
@@ -98,14 +98,14 @@ pub(super) fn judge_origin(given: &Given, origin: Option<&Origin>, now: DateTime
     if let Some(previous) = previous {
         findings.push(Finding::warn(
             INSTANCE,
-            format!("{instance}, since a change: users of {previous}, the one before, may still be here"),
-            "`clerk-sync reconcile --dry-run` names them; `clerk-sync reconcile --allow-mass-delete` erases them",
+            format!("{instance}, since a change: users of the previous instance, {previous}, may still be here"),
+            "`clerk-sync reconcile --dry-run` lists them; `clerk-sync reconcile --allow-mass-delete` erases them",
         ));
     }
-    or_ok(findings, INSTANCE, format!("{instance}, like the users here"))
+    or_ok(findings, INSTANCE, format!("{instance}, the same as the users here"))
 }
 
-/// `origin` says of which instance the users of the database are.
+/// `origin` names the instance of the users in the database.
 pub(super) fn judge_instance(
     given: &Given,
     answer: Option<Result<String, ApiError>>,
@@ -113,9 +113,9 @@ pub(super) fn judge_instance(
 ) -> Vec<Finding> {
     let Some(answer) = answer else {
         return vec![if given.is_mistaken("CLERK_SECRET_KEY") || given.is_mistaken("CLERK_API_URL") {
-            Finding::skip(KEY, "the configuration cannot be used to ask Clerk")
+            Finding::skip(KEY, "without a valid configuration Clerk cannot be asked")
         } else {
-            Finding::ok(KEY, "CLERK_SECRET_KEY is not set: webhooks only, no backfill and no reconcile")
+            Finding::ok(KEY, "CLERK_SECRET_KEY is not set: only webhooks work, not backfill and reconcile")
         }];
     };
     let of_key = match answer {
@@ -129,9 +129,9 @@ pub(super) fn judge_instance(
     let pin = Pin::of(given.config.instance_id.as_deref());
     if let Some(pinned) = pin.only().filter(|pinned| *pinned != of_key) {
         fail(
-            format!("CLERK_SECRET_KEY is of instance {of_key}, and CLERK_INSTANCE_ID is {pinned}"),
+            format!("CLERK_SECRET_KEY belongs to instance {of_key}, and CLERK_INSTANCE_ID is {pinned}"),
             format!(
-                "take a key of {pinned} from Clerk's Dashboard (API keys), or set CLERK_INSTANCE_ID={of_key}"
+                "use a key of {pinned} from Clerk's Dashboard (API keys), or set CLERK_INSTANCE_ID={of_key}"
             ),
         );
     }
@@ -139,11 +139,11 @@ pub(super) fn judge_instance(
     if let Some(known) = known.filter(|_| pin != Pin::Any) {
         fail(
             format!(
-                "CLERK_SECRET_KEY is of instance {of_key}, and the users of this database came from {known}"
+                "CLERK_SECRET_KEY belongs to instance {of_key}, and the users of this database came from {known}"
             ),
             format!(
-                "take a key of {known} from Clerk's Dashboard (API keys); if users are to come from {of_key} from now \
-                 on, `clerk-sync backfill --change-instance`"
+                "use a key of {known} from Clerk's Dashboard (API keys); if users should come from {of_key} from now on, \
+                 run `clerk-sync backfill --change-instance`"
             ),
         );
     }
@@ -160,14 +160,13 @@ fn refused(error: &ApiError) -> Finding {
             Finding::fail(KEY, code, found, remedy)
         }
         ApiError::Unreachable { .. } => {
-            let remedy = "let this machine reach that address over HTTPS, or correct CLERK_API_URL; webhooks work without";
+            let remedy = "allow HTTPS from this machine to that address, or correct CLERK_API_URL; webhooks work without it";
             Finding::fail(KEY, code, text, remedy)
         }
-        // Such as a proxy that lets only questions about users through.
+        // For example, a proxy may pass only requests about users.
         ApiError::Refused { .. } | ApiError::Unintelligible { .. } | ApiError::TooLong { .. } => {
-            let remedy =
-                "see that CLERK_API_URL is that of Clerk, or of a proxy that lets GET /v1/instance through";
-            Finding::warn(KEY, format!("of which instance the key is cannot be told: {text}"), remedy)
+            let remedy = "check that CLERK_API_URL names Clerk, or a proxy that allows GET /v1/instance";
+            Finding::warn(KEY, format!("the instance of the key is unknown: {text}"), remedy)
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Clocks that differ. Webhooks are refused that seem to be older or newer than `WEBHOOK_TOLERANCE_SECONDS`, so half of that
-//! is a failure: the other half belongs to the way here. From 30 s on it is told.
+//! Differing clocks. Webhooks older or newer than `WEBHOOK_TOLERANCE_SECONDS` are refused, so a difference of half of that is
+//! a failure: the other half is needed for the time in transit. A difference of more than 30 s is a warning.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -8,10 +8,10 @@ use crate::cli::Failure;
 
 const TOLD: TimeDelta = TimeDelta::seconds(30);
 
-/// Less than this is never a failure, however small the tolerance is: networks take that long.
+/// A smaller difference is never a failure, even if the tolerance is small: networks can take that long.
 const LEAST: TimeDelta = TimeDelta::seconds(5);
 
-/// From one time to another: when something happened, as far as we know.
+/// The interval in which something happened.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub(super) from: DateTime<Utc>,
@@ -19,13 +19,13 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// What a clock means that is read to the second.
+    /// The interval of a clock reading with a precision of one second.
     pub(super) fn second(from: DateTime<Utc>) -> Self {
         Self { from, until: from + TimeDelta::seconds(1) }
     }
 }
 
-/// How far another clock is ahead of ours at least, if both looked at the same moment within these spans.
+/// By how much the other clock is ahead at least, if both were read at the same time within these spans.
 fn ahead(ours: Span, theirs: Span) -> TimeDelta {
     if theirs.from > ours.until {
         theirs.from - ours.until
@@ -53,11 +53,11 @@ pub(super) fn judge(check: &str, whose: &str, ours: Span, theirs: Span, toleranc
     }
     let direction = if ahead > TimeDelta::zero() { "ahead of" } else { "behind" };
     let found = format!(
-        "{whose} is {} s {direction} this machine; webhooks more than {tolerance_seconds} s away are refused",
+        "{whose} is {} s {direction} this machine; webhooks that are off by more than {tolerance_seconds} s are refused",
         distance.num_seconds()
     );
     let remedy =
-        "set both clocks by NTP: `timedatectl` shows this machine's, `timedatectl set-ntp true` mends it";
+        "set both clocks by NTP: `timedatectl` shows this machine's, `timedatectl set-ntp true` fixes it";
     if distance > bad {
         Finding::fail(check, Failure::FAILED, found, remedy)
     } else {
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn half_a_minute_is_told_and_half_the_tolerance_is_a_failure() {
-        // It looked at its clock at the end of a second, and we at the beginning of ours, or the other way round.
+        // Its clock was read at the end of a second and this one at the beginning, or vice versa.
         for (theirs, expected) in
             [(0, "ok"), (31, "ok"), (32, "warn"), (151, "warn"), (152, "fail"), (600, "fail")]
         {

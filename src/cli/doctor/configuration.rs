@@ -1,4 +1,4 @@
-//! What is given: every variable, the form of secrets, and where is listened.
+//! The settings: every variable, the format of secrets, and the listen addresses.
 
 use super::report::Finding;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     config::{Config, Mistake, apart},
 };
 
-/// The configuration as far as it can be used, and what is wrong with the rest.
+/// The usable part of the configuration, and the mistakes in the rest.
 pub(super) struct Given {
     pub(super) config: Config,
     pub(super) mistakes: Vec<Mistake>,
@@ -17,13 +17,13 @@ const SECRETS: &str = "secrets";
 const LISTENERS: &str = "listeners";
 
 impl Given {
-    /// Whether the configuration has only a stand-in for this variable.
+    /// Whether the configuration holds only a placeholder for this variable.
     pub(super) fn is_mistaken(&self, variable: &str) -> bool {
         self.mistakes.iter().any(|mistake| mistake.is_about(variable))
     }
 }
 
-/// Which line a mistake belongs to.
+/// The check that a mistake belongs to.
 fn check_of(mistake: &Mistake) -> &'static str {
     let variable = mistake.variable.as_str();
     let is_secret = ["CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_SECRET_KEY", "ADMIN_TOKEN"]
@@ -54,7 +54,7 @@ pub(super) fn check(given: &Given) -> Vec<Finding> {
             let (found, remedy) = mistake.parts();
             let remedy = match remedy {
                 _ if is_open_door(given, mistake) => {
-                    "set ADMIN_TOKEN, such as the output of `openssl rand -hex 32`, or ADMIN_HOST=127.0.0.1"
+                    "set ADMIN_TOKEN, for example to the output of `openssl rand -hex 32`, or ADMIN_HOST=127.0.0.1"
                         .to_owned()
                 }
                 Some(remedy) => remedy,
@@ -75,7 +75,7 @@ fn check_of_warning(warning: &str) -> &'static str {
     check_of(&Mistake { variable: variable.to_owned(), explanation: String::new() })
 }
 
-/// What a warning says, and what to do about it.
+/// The text of a warning, and its remedy.
 fn of_warning(warning: &str) -> (String, String) {
     let (found, rest) = apart(warning);
     let says_what_to_do =
@@ -87,7 +87,7 @@ fn of_warning(warning: &str) -> (String, String) {
     let remedy = match variable {
         _ if warning.contains(" is ignored") => format!("remove it from {variable}"),
         "CLERK_WEBHOOK_SIGNING_SECRET" => {
-            "take a secret of Clerk's own from its Dashboard (Webhooks, your endpoint, Signing Secret)"
+            "use a secret that Clerk generated, from its Dashboard (Webhooks, your endpoint, Signing Secret)"
                 .to_owned()
         }
         _ => format!("correct {variable}"),
@@ -95,7 +95,7 @@ fn of_warning(warning: &str) -> (String, String) {
     (warning.to_owned(), remedy)
 }
 
-/// A private listener that others may reach, without a token.
+/// Whether others can reach the private listener without a token.
 fn is_open_door(given: &Given, mistake: &Mistake) -> bool {
     mistake.variable == "ADMIN_HOST"
         && !given.is_mistaken("ADMIN_TOKEN")
@@ -103,21 +103,21 @@ fn is_open_door(given: &Given, mistake: &Mistake) -> bool {
         && !given.config.admin_listen.ip().to_canonical().is_loopback()
 }
 
-/// What is there, if nothing is wrong with it.
+/// The text for a check without a mistake.
 fn praise(check: &str, given: &Given) -> String {
     let config = &given.config;
     match check {
-        SECRETS => "each that is set is well formed".to_owned(),
+        SECRETS => "every secret that is set is well formed".to_owned(),
         LISTENERS => {
             let token = if config.admin_token.is_some() { "" } else { ", no token" };
             format!("webhooks at {}, private at {}{token}", config.listen, config.admin_listen)
         }
         _ => {
-            // Those of the other lines stand there.
+            // Mistakes in other checks are reported there.
             let variables = if given.mistakes.is_empty() { "every variable" } else { "every other variable" };
             match config.sinks.len() {
-                0 => format!("{variables} can be used"),
-                sinks => format!("{variables} can be used, and {}", count(sinks as u64, "sink", "sinks")),
+                0 => format!("{variables} is valid"),
+                sinks => format!("{variables} is valid, including {}", count(sinks as u64, "sink", "sinks")),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The database: whether it is there, lets us do what we have to do, and holds the tables of this version.
+//! The database: whether it is reachable, grants the necessary privileges, and holds the tables of this version.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use crate::{
     },
 };
 
-/// For connecting and looking at everything.
+/// The time limit for connecting and inspecting.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What is only known once the database was looked at, in the order of the report.
+/// Checks that need the inspected database, in the order of the report.
 const REST: [&str; 8] = [
     "version",
     "privileges",
@@ -38,17 +38,17 @@ const REST: [&str; 8] = [
     "database clock",
 ];
 
-/// What the database says, and what others need to know of it.
+/// The findings, and what other checks need from the database.
 pub(super) struct Looked {
     pub(super) findings: Vec<Finding>,
-    /// Which instance of Clerk the users are of, if that is known.
+    /// The Clerk instance of the users, if it is known.
     pub(super) origin: Option<Origin>,
-    /// `None` if there is nothing yet.
+    /// `None` if there is no database yet.
     pub(super) size: Option<Stored<Size>>,
 }
 
 impl Looked {
-    /// It could not be looked at, for this reason.
+    /// The database was not inspected, for this reason.
     fn not(finding: Finding, why: &str) -> Self {
         let rest = REST.into_iter().map(|check| Finding::skip(check, why));
         let findings = [finding].into_iter().chain(rest).chain(backlog::skipped(why));
@@ -63,7 +63,7 @@ pub(super) async fn check(given: &Given) -> Looked {
         return Looked::not(Finding::skip("database", why), why);
     }
     if let Some(finding) = before_it_is_opened(&config.database) {
-        return Looked::not(finding, "there is no database to look at");
+        return Looked::not(finding, "there is no database to inspect");
     }
     let our_time = our_clock();
     let began = our_time();
@@ -78,12 +78,12 @@ pub(super) async fn check(given: &Given) -> Looked {
         Ok(asked) => asked,
         Err(error) => {
             if let Some(finding) = unwritable("database", &config.database) {
-                return Looked::not(finding, "the database cannot be looked at");
+                return Looked::not(finding, "the database cannot be inspected");
             }
             let remedy = remedy_of(&error, &config.database);
             let failure = explained(&config.database, error).await;
             let finding = Finding::fail("database", failure.code, failure.message, remedy);
-            return Looked::not(finding, "the database cannot be looked at");
+            return Looked::not(finding, "the database cannot be inspected");
         }
     };
     let ours = Span { from: began, until: our_time() };
@@ -105,11 +105,15 @@ pub(super) async fn check(given: &Given) -> Looked {
         findings.extend(sinks::told_elsewhere(&*store, given).await);
         origin = store.origin().await.ok().flatten();
     } else {
-        findings.extend(backlog::skipped("the tables are not those of this version"));
+        findings.extend(backlog::skipped("the tables do not belong to this version"));
     }
     if origin.as_ref().is_some_and(|origin| origin.instance == sample::INSTANCE) {
-        let found = "made-up people are in it, written by `clerk-sync dev`";
-        findings.push(Finding::warn("database", found, "name another one in DATABASE_URL for real ones"));
+        let found = "it holds made-up users, written by `clerk-sync dev`";
+        findings.push(Finding::warn(
+            "database",
+            found,
+            "set DATABASE_URL to another database for real users",
+        ));
     }
     store.close().await;
     Looked { findings, origin, size: Some(inspection.size) }
@@ -121,7 +125,7 @@ fn is_ready(inspection: &Inspection) -> bool {
     current && inspection.missing.is_empty() && inspection.tables.is_ok()
 }
 
-/// What can be said of a file without making it.
+/// The finding for a SQLite file that does not exist, without creating it.
 fn before_it_is_opened(database: &Database) -> Option<Finding> {
     let Database::Sqlite { path } = database else { return None };
     if path.exists() {
@@ -139,10 +143,13 @@ fn before_it_is_opened(database: &Database) -> Option<Finding> {
             format!("mkdir -p {}", folder.display()),
         ));
     }
-    Some(Finding::ok("database", format!("{} is not there, and is made at the first start", path.display())))
+    Some(Finding::ok(
+        "database",
+        format!("{} does not exist yet, and is created at the first start", path.display()),
+    ))
 }
 
-/// If it is a file that may not be written to, why not.
+/// Why a SQLite file cannot be written to, if so.
 fn unwritable(check: &'static str, database: &Database) -> Option<Finding> {
     let Database::Sqlite { path } = database else { return None };
     let text = sqlite::check_permission(path).err()?.to_string();
@@ -152,54 +159,56 @@ fn unwritable(check: &'static str, database: &Database) -> Option<Finding> {
 
 fn remedy_of(error: &StoreError, database: &Database) -> &'static str {
     match (error.code.as_deref().unwrap_or_default(), database) {
-        ("3D000" | "1049", _) => "make it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
-        ("1044" | "1045" | "1698", _) => "correct user and password in DATABASE_URL, or GRANT it to the user",
+        ("3D000" | "1049", _) => "create it with `CREATE DATABASE …`, or correct the name in DATABASE_URL",
+        ("1044" | "1045" | "1698", _) => {
+            "correct the user and password in DATABASE_URL, or grant the user access to the database"
+        }
         ("2061", _) => "use TLS: add ?ssl-mode=REQUIRED to DATABASE_URL",
         (code, Database::Postgres { .. }) if code.starts_with("28") => {
-            "correct user and password in DATABASE_URL, or pg_hba.conf of the server"
+            "correct the user and password in DATABASE_URL, or pg_hba.conf of the server"
         }
         ("XX000", Database::Postgres { .. }) if error.kind == ErrorKind::Unavailable => {
-            "correct tenant and user in DATABASE_URL as the pooler wants them, or let it take more clients"
+            "correct the tenant and user in DATABASE_URL as the pooler expects them, or let the pooler accept more clients"
         }
         ("53300" | "1040" | "1203", _) => {
             "raise max_connections of the server, or lower DATABASE_MAX_CONNECTIONS"
         }
         ("57014" | "55P03", _) => "find the session that holds the lock in pg_stat_activity, and end it",
         ("1205" | "3572", _) => "find the session that holds the lock with SHOW PROCESSLIST, and end it",
-        ("42501" | "1142" | "1143", _) => "grant what is refused to the user of DATABASE_URL",
+        ("42501" | "1142" | "1143", _) => "grant the missing privilege to the user of DATABASE_URL",
         ("18", Database::Mongodb { .. }) => {
-            "correct user and password in DATABASE_URL, and authSource if the user is not one of that database"
+            "correct the user and password in DATABASE_URL, and authSource if the user belongs to another database"
         }
         ("13" | "8000", Database::Mongodb { .. }) => {
             "grant readWrite on the database to the user of DATABASE_URL"
         }
         ("263", Database::Mongodb { .. }) => {
-            "make the server a replica set of one or more (rs.initiate()): a single server has no transactions"
+            "make the server a replica set of one or more members (rs.initiate()): a standalone server has no transactions"
         }
         (_, Database::Mongodb { .. }) if error.kind == ErrorKind::Unavailable => {
-            "start the servers, or correct hosts, ports and replicaSet in DATABASE_URL; Atlas lets in only the addresses of its \
+            "start the servers, or correct hosts, ports and replicaSet in DATABASE_URL; Atlas accepts only the addresses of its \
              access list"
         }
         (_, Database::Postgres { .. } | Database::Mysql { .. }) if error.kind == ErrorKind::Unavailable => {
             "start the server, or correct host and port in DATABASE_URL"
         }
         (_, Database::Sqlite { .. }) if error.kind == ErrorKind::Unavailable => {
-            "see that the file may be read by this user, and that no other process holds it locked"
+            "check that this user may read the file, and that no other process locks it"
         }
         (_, Database::Sqlite { .. }) => {
-            "see that the path in DATABASE_URL is that of a SQLite database that is whole"
+            "check that the path in DATABASE_URL is that of an intact SQLite database"
         }
-        _ => "see the log of the database, and report it if the cause is not there",
+        _ => "see the log of the database, and report an issue if the log does not show the cause",
     }
 }
 
 fn reached(place: &str, inspection: &Inspection) -> Finding {
     let (why, remedy) = if inspection.standby {
-        ("a standby, which takes no writes", "name the primary in DATABASE_URL, or promote this one")
+        ("a standby, which accepts no writes", "set DATABASE_URL to the primary, or promote this server")
     } else if inspection.read_only {
         (
-            "it may only be read, by default_transaction_read_only",
-            "find out who set it and why, such as a host whose disk was full; then `ALTER DATABASE … RESET \
+            "it can only be read, because default_transaction_read_only is set",
+            "find out who set it and why, for example a host with a full disk; then run `ALTER DATABASE … RESET \
              default_transaction_read_only`, or ALTER ROLE",
         )
     } else {
@@ -214,7 +223,7 @@ fn version(inspection: &Inspection) -> Finding {
         Some(oldest) => Finding::fail(
             "version",
             Failure::CONFIGURATION,
-            format!("{}, and {oldest} is the oldest that will do", inspection.version),
+            format!("{}, but at least {oldest} is needed", inspection.version),
             format!("upgrade the server to {oldest} or newer"),
         ),
     }
@@ -228,8 +237,10 @@ fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
         Finding::fail("privileges", Failure::CONFIGURATION, format!("missing: {what}"), remedy)
     };
     let well = match database {
-        Database::Sqlite { .. } => "the file and its directory may be written to",
-        Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => "all that is needed",
+        Database::Sqlite { .. } => "the file and its directory are writable",
+        Database::Postgres { .. } | Database::Mysql { .. } | Database::Mongodb { .. } => {
+            "all necessary privileges are granted"
+        }
     };
     or_ok(missing.iter().map(finding).collect(), "privileges", well)
 }
@@ -237,7 +248,7 @@ fn privileges(database: &Database, missing: &[Missing]) -> Vec<Finding> {
 fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
     const CHECK: &str = "migrations";
     let status = match status {
-        None => return Finding::skip(CHECK, "without privileges nobody can tell"),
+        None => return Finding::skip(CHECK, "unknown without privileges"),
         Some(Err(error)) => {
             let (found, remedy) = sentence(error);
             return Finding::fail(CHECK, Failure::CONFIGURATION, found, remedy);
@@ -257,7 +268,7 @@ fn migrations(status: Option<&Stored<Vec<MigrationStatus>>>) -> Finding {
             noun(pending.len() as u64, "is", "are"),
             pending.join(", ")
         ),
-        "`clerk-sync migrate`; `clerk-sync serve` does it too, unless --no-migrate is given",
+        "run `clerk-sync migrate`; `clerk-sync serve` does so too, unless --no-migrate is given",
     )
 }
 
@@ -265,7 +276,7 @@ fn tables(inspection: &Inspection) -> Finding {
     const CHECK: &str = "tables";
     let why_not = match &inspection.migrations {
         _ if !inspection.missing.is_empty() => Some("privileges are missing"),
-        None | Some(Err(_)) => Some("they are not of this version"),
+        None | Some(Err(_)) => Some("they do not belong to this version"),
         Some(Ok(status)) => {
             let applied = status.iter().filter(|one| one.applied).count();
             (applied > 0 && applied < status.len()).then_some("migrations are pending")
@@ -273,7 +284,9 @@ fn tables(inspection: &Inspection) -> Finding {
     };
     match (why_not, &inspection.tables) {
         (Some(why), _) => Finding::skip(CHECK, why),
-        (None, Ok(())) => Finding::ok(CHECK, "every table with one of our names is ours"),
+        (None, Ok(())) => {
+            Finding::ok(CHECK, "every table with a name that clerk-sync uses belongs to clerk-sync")
+        }
         (None, Err(error)) => {
             let (found, remedy) = sentence(error);
             Finding::fail(CHECK, Failure::CONFIGURATION, found, remedy)
@@ -281,7 +294,7 @@ fn tables(inspection: &Inspection) -> Finding {
     }
 }
 
-/// What a store says that cannot use its tables, and what it says to do.
+/// Splits the error of a store that cannot use its tables into the finding and the remedy.
 fn sentence(error: &StoreError) -> (String, String) {
     let text = error.to_string();
     if let Some((found, remedy)) = text.split_once(". Nothing was changed. ") {
@@ -296,21 +309,21 @@ fn sentence(error: &StoreError) -> (String, String) {
 
 fn row_level_security(hidden: Option<&[Missing]>) -> Vec<Finding> {
     const CHECK: &str = "row level security";
-    let Some(hidden) = hidden else { return vec![Finding::ok(CHECK, "this database has none")] };
+    let Some(hidden) = hidden else { return vec![Finding::ok(CHECK, "not available in this database")] };
     let fail =
         |Missing { what, remedy }: &Missing| Finding::fail(CHECK, Failure::CONFIGURATION, &**what, &**remedy);
-    or_ok(hidden.iter().map(fail).collect(), CHECK, "hides no row of ours from this database user")
+    or_ok(hidden.iter().map(fail).collect(), CHECK, "hides no row of clerk-sync from this database user")
 }
 
 fn rules(rules: &[Missing]) -> Vec<Finding> {
     const CHECK: &str = "rules";
     let fail = |Missing { what, remedy }: &Missing| {
         let found = format!(
-            "{what}: PostgreSQL refuses our statements on a table with rules (0A000), so events are parked"
+            "{what}: PostgreSQL refuses clerk-sync's statements on a table with rules (0A000), so events are parked"
         );
-        Finding::fail(CHECK, Failure::FAILED, found, format!("{remedy} A trigger can do what it does"))
+        Finding::fail(CHECK, Failure::FAILED, found, format!("{remedy} Use a trigger in its place"))
     };
-    or_ok(rules.iter().map(fail).collect(), CHECK, "none rewrites what is done with our tables")
+    or_ok(rules.iter().map(fail).collect(), CHECK, "no rule rewrites statements on clerk-sync's tables")
 }
 
 fn settings(settings: &[Missing]) -> impl Iterator<Item = Finding> {
@@ -321,13 +334,13 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     const CHECK: &str = "foreign keys";
     let warn = |reference: &Reference| {
         let found = format!(
-            "{} refers to {} and has no index: each deletion reads the whole table",
+            "{} refers to {} and has no index: each deletion scans the whole table",
             reference.place, reference.to
         );
         reference.remedy.as_ref().map(|remedy| Finding::warn(CHECK, found, remedy))
     };
     let well = match references.len() {
-        0 => "none refers to a table of synced objects".to_owned(),
+        0 => "no foreign key refers to a table of synced objects".to_owned(),
         some => {
             let columns = count(some as u64, "column refers", "columns refer");
             format!("{columns} to tables of synced objects, each with an index")
@@ -336,24 +349,24 @@ fn foreign_keys(references: &[Reference]) -> Vec<Finding> {
     or_ok(references.iter().filter_map(warn).collect(), CHECK, well)
 }
 
-/// Whether statements are prepared depends on who stands between.
+/// Whether statements are prepared depends on what is between clerk-sync and the server.
 fn route(route: Route) -> Finding {
     Finding::ok(
         "connection",
         match route {
-            Route::Straight => "straight to the server: statements are prepared",
+            Route::Straight => "direct to the server: statements are prepared",
             Route::Translated => {
-                "by way of a translated address, to sessions of our own: statements are prepared"
+                "through a translated address, with dedicated sessions: statements are prepared"
             }
             Route::Shared => {
-                "through a pooler, or somebody else who may share our sessions: statements are not prepared between \
-                 transactions, and the server plans each one anew"
+                "through a pooler, or a proxy that may share sessions: statements are not prepared between transactions, and the \
+                 server plans each one again"
             }
         },
     )
 }
 
-/// One that hands out numbers which are in use, or that this user may not read.
+/// A sequence that returns numbers already in use, or that this user cannot read.
 fn sequence(behind: &BehindSequence) -> Finding {
     const CHECK: &str = "sequences";
     if behind.next.is_some() {
@@ -361,20 +374,23 @@ fn sequence(behind: &BehindSequence) -> Finding {
             CHECK,
             Failure::CONFIGURATION,
             format!("{}: no new row can be written", behind.found()),
-            format!("{}, as the owner of the table; then `clerk-sync queue retry --all`", behind.remedy()),
+            format!(
+                "run {} as the owner of the table; then run `clerk-sync queue retry --all`",
+                behind.remedy()
+            ),
         );
     }
     let sequence = &behind.sequence;
     Finding::skip(
         CHECK,
-        format!("{sequence} may not be read by this user: GRANT SELECT, UPDATE ON SEQUENCE {sequence} TO it"),
+        format!("this user cannot read {sequence}: GRANT SELECT, UPDATE ON SEQUENCE {sequence} to the user"),
     )
 }
 
 fn clocks(theirs: Option<DateTime<Utc>>, ours: Span, tolerance_seconds: u32) -> Finding {
     const CHECK: &str = "database clock";
     match theirs {
-        None => Finding::ok(CHECK, "the file is on this machine, and has no clock of its own"),
+        None => Finding::ok(CHECK, "the file is on this machine, so there is no other clock"),
         Some(now) => {
             clock::judge(CHECK, "the database", ours, Span { from: now, until: now }, tolerance_seconds)
         }

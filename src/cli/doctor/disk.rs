@@ -1,4 +1,4 @@
-//! The disk: how much is left where SQLite keeps its file, and how much PostgreSQL holds.
+//! The disk: the free space where SQLite keeps its file, or the size of a server's database.
 
 use std::path::Path;
 
@@ -14,10 +14,10 @@ use crate::{
 
 const CHECK: &str = "disk";
 
-/// Less than this is a warning, and so is less than a tenth.
+/// Less free space than this is a warning, and so is less than a tenth of the volume.
 const ENOUGH: u64 = 1 << 30;
 
-/// With less than this SQLite cannot even write its log.
+/// With less than this, SQLite cannot even write its log.
 const NEXT_TO_NOTHING: u64 = 16 << 20;
 
 /// The directory of a file.
@@ -33,27 +33,28 @@ pub(super) fn check(given: &Given, size: Option<Stored<Size>>) -> Finding {
         (Database::Sqlite { path }, size) => {
             let size = size.and_then(Result::ok);
             let Ok(volume) = statvfs(folder(path)) else {
-                return Finding::skip(CHECK, "the system does not say how much is left");
+                return Finding::skip(CHECK, "the system does not report the free space");
             };
             judge(size, volume.f_bavail * volume.f_frsize, volume.f_blocks * volume.f_frsize)
         }
-        (_, None) => Finding::skip(CHECK, "the database cannot be looked at"),
+        (_, None) => Finding::skip(CHECK, "the database cannot be inspected"),
         (_, Some(Err(error))) => Finding::skip(CHECK, error.to_string()),
         (_, Some(Ok(Size { database, ours }))) => {
-            let ours =
-                ours.map(|ours| format!(", {} of it in our tables", BinaryBytes(ours))).unwrap_or_default();
-            let place = "how much is left on the server cannot be seen from here";
-            Finding::ok(CHECK, format!("the database has {}{ours}; {place}", BinaryBytes(database)))
+            let ours = ours
+                .map(|ours| format!(", {} of it in clerk-sync's tables", BinaryBytes(ours)))
+                .unwrap_or_default();
+            let place = "the free space of the server is not visible from here";
+            Finding::ok(CHECK, format!("the database uses {}{ours}; {place}", BinaryBytes(database)))
         }
     }
 }
 
 fn judge(size: Option<Size>, free: u64, all: u64) -> Finding {
     let file =
-        size.map(|size| format!("the file has {}, and ", BinaryBytes(size.database))).unwrap_or_default();
+        size.map(|size| format!("the file uses {}, and ", BinaryBytes(size.database))).unwrap_or_default();
     let found = format!("{file}{} of {} are free", BinaryBytes(free), BinaryBytes(all));
     let remedy =
-        "make room on the volume of DATABASE_URL, or move the file to a larger one while nothing runs";
+        "free space on the volume of DATABASE_URL, or stop clerk-sync and move the file to a larger volume";
     if free < NEXT_TO_NOTHING {
         Finding::fail(CHECK, Failure::FAILED, found, remedy)
     } else if free < ENOUGH || free < all / 10 {

@@ -1,8 +1,8 @@
-//! `doctor`: everything that can be wrong, looked at in one go, each with what mends it.
+//! `doctor`: checks everything that can be wrong in one go, and prints a remedy for each problem.
 //!
-//! It goes on after whatever fails, and says of what it could not look at why. It writes nothing: migrations stay pending, a
-//! file that is not there is not made, and the event that it sends to the service is one that nobody records. Neither a
-//! secret nor anything of a person is ever told.
+//! It continues after each failure, and gives a reason for each check that it skips. It writes nothing: migrations stay
+//! pending, a missing file is not created, and the service does not record the event that `doctor` sends to it. The output
+//! contains no secrets and no personal data.
 
 mod backlog;
 mod clerk;
@@ -29,14 +29,14 @@ Exit codes:
     0  nothing failed; there may be warnings
     1  something failed
    69  the database, Clerk, the service of --url or a sink cannot be reached
-   78  the configuration cannot be used, or what it names refuses it: key, password, privileges, tables
-  Of several the highest counts.";
+   78  the configuration cannot be used, or Clerk or the server refuses it: key, password, privileges, tables
+  If several checks fail, the highest code counts.";
 
-/// Look for everything that can be wrong, and say what mends it; changes nothing
+/// Check everything that can be wrong, and print how to fix it; changes nothing
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub(super) struct Doctor {
-    /// Where a signed event is sent to try the webhook secret [default: /webhooks/clerk on this machine, at HOST and PORT]
+    /// The URL for a signed event that tests the webhook secret [default: /webhooks/clerk on this machine, at HOST and PORT]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
 

@@ -1,4 +1,4 @@
-//! What was found, for people and for programs.
+//! The findings, as text and as JSON.
 
 use serde_json::{Value, json};
 
@@ -10,22 +10,22 @@ use crate::cli::{
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
-    /// What was looked at. The names are public.
+    /// The name of the check, which is public.
     check: String,
     status: Status,
     found: String,
-    /// What to do; every warning and every failure has one.
+    /// What to do; every warning and every failure has a remedy.
     remedy: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Ok,
-    /// It works, and is probably not meant so, or will not work for long.
+    /// It works, but it is probably a mistake, or will not work for long.
     Warn,
-    /// With the exit code that a command would end with that met the same; of several the highest counts.
+    /// With the exit code of a command that has the same failure; the highest code of all findings counts.
     Fail(u8),
-    /// It could not be looked at.
+    /// The check was not possible.
     Skip,
 }
 
@@ -74,7 +74,7 @@ impl Finding {
     fn lines(&self, width: usize, colours: bool) -> String {
         let Self { check, status, found, remedy } = self;
         let (check, found) = (plain(check), plain(found));
-        // Padded before it is coloured, or the colour would count.
+        // Padded before it is coloured, because escape codes would count as characters.
         let (name, colour) = status.shown();
         let mut word = format!("{name:<4}");
         if colours {
@@ -88,12 +88,12 @@ impl Finding {
     }
 }
 
-/// What was found; if that is nothing, that all is well.
+/// The findings; if there are none, one that all is well.
 pub(super) fn or_ok(found: Vec<Finding>, check: &str, well: impl Into<String>) -> Vec<Finding> {
     if found.is_empty() { vec![Finding::ok(check, well)] } else { found }
 }
 
-/// Print for people.
+/// Print the findings as text.
 pub(super) fn print(findings: &[Finding]) {
     let colours = has_colours();
     let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
@@ -105,7 +105,7 @@ pub(super) fn print(findings: &[Finding]) {
     say!("\n{}", counts.join(", "));
 }
 
-/// What to end with, if anything failed.
+/// The exit code, if a check failed.
 pub(super) fn exit_code(findings: &[Finding]) -> Option<u8> {
     let codes = findings.iter().filter_map(|finding| match finding.status {
         Status::Fail(code) => Some(code),

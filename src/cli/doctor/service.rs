@@ -1,6 +1,6 @@
-//! The service that runs: whether it has the same webhook secrets as this configuration.
+//! The running service: whether it has the same webhook secrets as this configuration.
 //!
-//! It is sent a signed event of a type that it answers and never records, so that nothing comes of it but the answer.
+//! It gets a signed event of a type that it answers and never records, so the answer is the only effect.
 
 use std::net::SocketAddr;
 
@@ -20,16 +20,16 @@ use crate::{
 
 const CHECK: &str = "webhook secret";
 
-/// `url` is where the operator says that the service is.
+/// `url` is the URL of the service, if the operator gave one.
 pub(super) async fn check(given: &Given, url: Option<String>) -> Vec<Finding> {
     let config = &given.config;
     let secrets = &config.signing_secrets;
     if given.is_mistaken("CLERK_WEBHOOK_SIGNING_SECRET") && secrets.is_empty() {
-        return vec![Finding::skip(CHECK, "there is no secret that can be used")];
+        return vec![Finding::skip(CHECK, "there is no valid secret")];
     }
     let named = url.is_some();
     let Some(url) = url.or_else(|| usual_url(given)) else {
-        return vec![Finding::skip(CHECK, "it is not known where the service listens: name it with --url")];
+        return vec![Finding::skip(CHECK, "the address of the service is unknown: pass it with --url")];
     };
     let mut findings = Vec::new();
     for (place, secret) in secrets.iter().enumerate() {
@@ -48,13 +48,13 @@ pub(super) async fn check(given: &Given, url: Option<String>) -> Vec<Finding> {
                 let found = failure.message.split(": is clerk-sync").next().unwrap_or_default();
                 return vec![if named {
                     let remedy = "start the service there, or correct --url";
-                    // What is no URL is one of the things that can be wrong.
+                    // An invalid URL is an ordinary failure of this check.
                     let is_away = failure.code == Failure::UNREACHABLE;
                     let code = if is_away { failure.code } else { Failure::FAILED };
                     Finding::fail(CHECK, code, found, remedy)
                 } else {
-                    let remedy = "`clerk-sync serve` starts it; --url names one that is elsewhere";
-                    Finding::warn(CHECK, format!("not tried, {found}"), remedy)
+                    let remedy = "start it with `clerk-sync serve`, or pass its URL with --url";
+                    Finding::warn(CHECK, format!("not tested, {found}"), remedy)
                 }];
             }
         }
@@ -62,7 +62,7 @@ pub(super) async fn check(given: &Given, url: Option<String>) -> Vec<Finding> {
     findings
 }
 
-/// Where the service is that this configuration starts.
+/// The URL of the service that this configuration starts.
 fn usual_url(given: &Given) -> Option<String> {
     let mistaken = ["HOST", "PORT"].iter().any(|variable| given.is_mistaken(variable));
     let listen = given.config.listen;
@@ -81,27 +81,27 @@ fn judge(which: &str, answer: &Answer) -> Finding {
     let status = answer.status.as_u16();
     let (found, remedy) = match (status, answer.word.as_str()) {
         (200, "ignored" | "duplicate") => {
-            return Finding::ok(CHECK, format!("the running service takes what {which} signs"));
+            return Finding::ok(CHECK, format!("the running service accepts signatures of {which}"));
         }
         (403, "address_not_allowed") => {
-            let why = "WEBHOOK_ALLOWED_IPS of the running service does not let this machine in";
+            let why = "WEBHOOK_ALLOWED_IPS of the running service does not include this machine";
             return Finding::skip(CHECK, why);
         }
         (400, "invalid_signature") => (
-            format!("the running service refuses what {which} signs: invalid_signature"),
-            "the service that runs has another CLERK_WEBHOOK_SIGNING_SECRET: restart it with this one, or correct this one \
-             by Clerk's Dashboard (Webhooks, your endpoint, Signing Secret)",
+            format!("the running service refuses signatures of {which}: invalid_signature"),
+            "the running service has another CLERK_WEBHOOK_SIGNING_SECRET: restart it with this one, or correct this one with \
+             the secret in Clerk's Dashboard (Webhooks, your endpoint, Signing Secret)",
         ),
         (400, word @ "timestamp_out_of_tolerance") => (
-            format!("the running service finds that this machine's time is too far away: {word}"),
+            format!("the running service refuses this machine's time as too far off: {word}"),
             "set the clocks of both machines by NTP: `timedatectl set-ntp true`",
         ),
         (429 | 500.., word) => {
-            (format!("the running service answers {status} {word}"), "look at its log, and at /readyz")
+            (format!("the running service answers {status} {word}"), "check its log, and /readyz")
         }
         (_, word) => (
-            format!("what answers is no service of this version: {status} {word}"),
-            "see that PORT is that of clerk-sync, or name the service with --url",
+            format!("the answer is not that of a service of this version: {status} {word}"),
+            "check that PORT is that of clerk-sync, or pass the URL of the service with --url",
         ),
     };
     Finding::fail(CHECK, Failure::FAILED, found, remedy)

@@ -1,5 +1,5 @@
-//! The systems that are told: whether they can be reached. They are sent a `HEAD` without any secret, and no message:
-//! `clerk-sync sinks test` does that.
+//! The sinks: whether they can be reached. Each gets a `HEAD` request without secrets, and no message:
+//! `clerk-sync sinks test` sends one.
 
 use std::{future::ready, time::Duration};
 
@@ -20,14 +20,14 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn check(given: &Given) -> Vec<Finding> {
-    // All at once: one that hangs does not hold up the others.
+    // All at once, so that one that hangs does not delay the others.
     let mut asked = Vec::new();
     for sink in &given.config.sinks {
         let urls = urls(sink);
         let why_not = if is_mistaken(given, sink) {
-            "the configuration does not say where it is"
+            "the configuration does not give its address"
         } else if urls.is_empty() {
-            "where it is follows from its key, which is not there"
+            "its address depends on its key, which is not set"
         } else {
             asked.extend(urls.into_iter().map(|url| tokio::spawn(reach(sink.clone(), url.clone()))));
             continue;
@@ -41,13 +41,13 @@ pub(super) async fn check(given: &Given) -> Vec<Finding> {
     findings
 }
 
-/// Whether the configuration has only a stand-in for its address.
+/// Whether the configuration holds only a placeholder for its address.
 fn is_mistaken(given: &Given, sink: &SinkConfig) -> bool {
     let mut keys = given.mistakes.iter().filter_map(|mistake| mistake.key_of_sink(&sink.name));
     keys.any(|key| key.ends_with("url"))
 }
 
-/// What is known of sinks that were told of users at another address, as far as the configuration says where they are.
+/// Findings for sinks that received users at another address, where the configuration gives their present one.
 pub(super) async fn told_elsewhere(store: &dyn Store, given: &Given) -> Vec<Finding> {
     let is_mistaken =
         |sink: &&SinkConfig| given.mistakes.iter().any(|mistake| mistake.key_of_sink(&sink.name).is_some());
@@ -57,15 +57,15 @@ pub(super) async fn told_elsewhere(store: &dyn Store, given: &Given) -> Vec<Find
             Ok(Ok(told)) if told.users > 0 => told,
             _ => continue,
         };
-        let moved = if told.moved { ", which it was last used at" } else { "" };
+        let moved = if told.moved { ", the last one that it used" } else { "" };
         findings.push(Finding::warn(
             &name(sink),
             format!(
-                "it was told of {} at another address{moved}; there nobody erases them",
+                "it received {} at another address{moved}, where clerk-sync no longer erases them",
                 count(told.users, "user", "users")
             ),
             format!(
-                "point it back, and give the new system a name of its own; or if it is the same system, \
+                "restore the old address, and give the new system another name; or if it is the same system, run \
                  `clerk-sync sinks moved {}`",
                 sink.name
             ),
@@ -80,13 +80,13 @@ fn name(sink: &SinkConfig) -> String {
 
 async fn reach(sink: SinkConfig, url: Url) -> Finding {
     let Ok(client) = http_client::builder().connect_timeout(PATIENCE).timeout(PATIENCE).build() else {
-        return Finding::skip(&name(&sink), "the HTTP client cannot be made");
+        return Finding::skip(&name(&sink), "the HTTP client cannot be created");
     };
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or_default();
     let test = format!("`clerk-sync sinks test {}`", sink.name);
     match client.head(url.clone()).send().await {
-        // Any other status is that of an endpoint that wants a message: whether it takes one is another question.
+        // Any other status comes from an endpoint that expects a message; this check does not test whether it accepts one.
         Ok(answer) if answer.status().is_server_error() => Finding::warn(
             &name(&sink),
             format!("{host} is reachable, and answers {}", answer.status()),
@@ -99,7 +99,9 @@ async fn reach(sink: SinkConfig, url: Url) -> Finding {
             } else {
                 why_not_reached(&url).await.unwrap_or_else(|| {
                     let scheme = url.scheme();
-                    format!("{host}, port {port}, takes connections and does not speak {scheme} as expected")
+                    format!(
+                        "{host}, port {port}, accepts connections but does not speak {scheme} as expected"
+                    )
                 })
             };
             Finding::fail(&name(&sink), Failure::UNREACHABLE, why, to_reach(&sink, host))

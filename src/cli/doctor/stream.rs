@@ -1,4 +1,4 @@
-//! The stream of `QUEUE_URL`: whether it can be reached, keeps what it confirms, and is worked on.
+//! The stream of `QUEUE_URL`: whether it can be reached, keeps confirmed entries, and is being processed.
 
 use chrono::{DateTime, Utc};
 
@@ -11,7 +11,7 @@ use crate::{
 
 const CHECK: &str = "queue server";
 
-/// Nothing, if there is no stream.
+/// `None` if there is no stream.
 pub(super) async fn check(given: &Given, now: DateTime<Utc>) -> Option<Finding> {
     let options = given.config.stream.clone().filter(|_| !given.is_mistaken("QUEUE_URL"))?;
     let durability = options.durability;
@@ -24,20 +24,20 @@ pub(super) async fn check(given: &Given, now: DateTime<Utc>) -> Option<Finding> 
         Ok(depth) => depth,
         Err(error) => {
             let Failure { code, message } = error.into();
-            let remedy = "docs/queue.md says what the server of QUEUE_URL needs";
+            let remedy = "docs/queue.md lists the requirements for the server of QUEUE_URL";
             return Some(Finding::fail(CHECK, code, message, remedy));
         }
     };
-    let waiting = count(depth.entries, "webhook waits", "webhooks wait");
+    let waiting = count(depth.entries, "waiting webhook", "waiting webhooks");
     let is_late = depth.oldest.is_some_and(|oldest| now - oldest > ALARM.delivery);
     Some(if is_late || depth.entries > MOST / 2 {
         let remedy =
-            "start `clerk-sync worker`, or more of them; if some run, their log says what is in the way";
-        Finding::warn(CHECK, format!("{waiting}, the oldest for more than 5 minutes, or very many"), remedy)
+            "start `clerk-sync worker`, or more workers; if some are running, their log shows the cause";
+        Finding::warn(CHECK, format!("{waiting}: too many, or the oldest for more than 5 minutes"), remedy)
     } else if durability == Durability::Trust {
-        let remedy = "leave QUEUE_DURABILITY out, unless the server is durable by other means";
-        Finding::warn(CHECK, format!("{waiting}; nothing proves that they are on disk"), remedy)
+        let remedy = "remove QUEUE_DURABILITY, unless the server is durable by other means";
+        Finding::warn(CHECK, format!("{waiting}, not known to be on disk"), remedy)
     } else {
-        Finding::ok(CHECK, format!("it keeps what it confirms; {waiting}"))
+        Finding::ok(CHECK, format!("confirmed entries are on disk; {waiting}"))
     })
 }

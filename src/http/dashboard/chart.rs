@@ -1,45 +1,45 @@
-//! Charts, drawn as SVG by plotters. Colours and the size of letters stand in the style sheet, which knows light from dark
-//! and which of two widths fits the screen.
+//! Charts, drawn as SVG by plotters. Colours and font sizes are in the style sheet, which distinguishes light from dark
+//! and selects the drawing whose width fits the screen.
 
 use maud::{Markup, PreEscaped, html};
 use plotters::prelude::*;
 
 use super::page::grouped;
 
-/// A drawing for wide and one for narrow screens, by its class, in pixels.
+/// A drawing for wide and one for narrow screens: class, and size in pixels.
 const SIZES: [(&str, (u32, u32)); 2] = [("wide", (960, 210)), ("narrow", (340, 210))];
 
-/// A colour for each series; `style.css` gives them another one by the value that stands here.
+/// A placeholder colour for each series; `style.css` replaces it by this value.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 0, 1), RGBColor(0, 0, 2), RGBColor(0, 0, 3)];
 
-/// Whatever is not nothing is at least this part of the height: one failure among thousands is to be seen.
+/// A value above zero gets at least this fraction (1/90) of the height: one failure among thousands must be visible.
 const SEEN: u64 = 90;
 
-/// How wide a bar is with the gaps beside it, and each of these.
+/// The width of a bar with its gaps, and the width of each gap.
 const WIDTH: (u32, u32) = (10, 1);
 
-/// Bars that stand on each other.
+/// A stacked bar chart.
 pub(super) struct Chart<'a> {
-    /// What it shows, for whoever cannot see it.
+    /// What it shows, for screen readers.
     pub(super) title: &'a str,
-    /// What the colours mean, from below.
+    /// The name of each series, from the bottom.
     pub(super) series: &'a [&'a str],
     /// From left to right.
     pub(super) bars: Vec<Bar>,
 }
 
-/// What is stacked at one place.
+/// One stack.
 pub(super) struct Bar {
-    /// What it stands for.
+    /// What it represents.
     pub(super) label: String,
-    /// What stands below it; of most bars nothing.
+    /// The label below it; most bars have none.
     pub(super) tick: Option<String>,
-    /// The number of each series.
+    /// The value of each series.
     pub(super) heights: Vec<u64>,
 }
 
 impl Chart<'_> {
-    /// The chart, and its numbers for those who want them.
+    /// The chart, and a table of its numbers.
     pub(super) fn draw(&self) -> Markup {
         let sums: Vec<u64> =
             (0..self.series.len()).map(|n| self.bars.iter().map(|bar| bar.heights[n]).sum()).collect();
@@ -125,7 +125,7 @@ impl Chart<'_> {
     }
 }
 
-/// From where to where each one reaches.
+/// The lower and upper end of each segment.
 fn stacked(heights: &[u64], top: u64) -> Vec<(u64, u64)> {
     let mut floor = 0;
     let stack = heights.iter().map(|height| {
@@ -136,7 +136,7 @@ fn stacked(heights: &[u64], top: u64) -> Vec<(u64, u64)> {
     stack.collect()
 }
 
-/// From line to line: a round number, of which three or four reach above the highest bar.
+/// The distance between grid lines: a round number, so that three or four lines reach above the highest bar.
 fn step(highest: u64) -> u64 {
     let mut unit: u64 = 1;
     loop {
@@ -194,6 +194,6 @@ mod tests {
             [0, 1, 4, 9, 11, 99, 131, 12_345].map(scale),
             [(1, 1), (1, 1), (1, 4), (5, 10), (5, 15), (50, 100), (50, 150), (5000, 15_000)]
         );
-        assert!(step(u64::MAX) > u64::MAX / 4, "and an end");
+        assert!(step(u64::MAX) > u64::MAX / 4, "the loop ends");
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     store::{DeliveryFilter, Known, LOOKED_THROUGH, Processed},
 };
 
-/// Every outcome that is recorded. The others are only answers.
+/// Every outcome that is recorded. The others occur only in answers.
 const OUTCOMES: [Outcome; 5] =
     [Outcome::Applied, Outcome::Unchanged, Outcome::Stale, Outcome::Ignored, Outcome::Discarded];
 
@@ -37,11 +37,11 @@ pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuer
     let is_filtered = filter.event_type.is_some() || filter.outcome.is_some();
     let asked = filter.outcome.as_deref();
     let mut names: Vec<&str> = OUTCOMES.iter().map(|outcome| outcome.name()).collect();
-    // What is asked for is shown, also if nothing ever has it.
+    // The requested outcome is offered too, even if no delivery has it.
     names.extend(asked.filter(|asked| !names.contains(asked)));
     let content = html! {
         form.filter method="get" action="/deliveries" {
-            // Any type can be asked for: new ones appear without notice. Those that are known are proposed.
+            // Any type can be entered: new ones appear without notice. Known types are suggested.
             label {
                 "Type"
                 input name="type" value=(filter.event_type.as_deref().unwrap_or_default()) list="types"
@@ -59,26 +59,26 @@ pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuer
         }
         @if is_filtered { p.note { "Among the newest " (grouped(LOOKED_THROUGH.into())) "." } }
         (processed_table(&found, (app.clock)(), Some((about(&app), &known))))
-        (next_page("Older ones", "/deliveries", next))
+        (next_page("Older", "/deliveries", next))
     };
     Ok(page(&app, &session, "/deliveries", "Deliveries", &content))
 }
 
-/// What is not understood is left out.
+/// Values that cannot be parsed are ignored.
 fn filter(query: Option<&str>) -> DeliveryFilter {
     let mut asked = parameters(query);
     asked.retain(|_, value| !value.trim().is_empty() && !value.contains('\0'));
     let at = asked.get("at").and_then(|at| DateTime::parse_from_rfc3339(at).ok());
     DeliveryFilter {
         before: at.map(|at| at.to_utc()).zip(asked.remove("id").and_then(SvixId::new)),
-        // Typed or pasted, with a blank somewhere.
+        // Typed or pasted, possibly with whitespace.
         event_type: asked.get("type").map(|event_type| event_type.trim().to_owned()),
         outcome: asked.remove("outcome"),
         ..DeliveryFilter::default()
     }
 }
 
-/// What asks for those that are older than this one.
+/// The query for deliveries older than this one.
 fn older(filter: &DeliveryFilter, last: &Processed) -> Query {
     let at = last.processed_at.to_rfc3339_opts(SecondsFormat::Micros, true);
     let mut query = vec![("at", at), ("id", last.svix_id.to_string())];
@@ -87,8 +87,8 @@ fn older(filter: &DeliveryFilter, last: &Processed) -> Query {
     query
 }
 
-/// Processed deliveries, with what they are about, below this word, if they are about several objects. What is known of those
-/// says whether there is a page to lead to.
+/// Processed deliveries. `about` is the heading of the column with their objects, if they are about several, and the ids that
+/// are known: only those have a page to link to.
 pub(super) fn processed_table(
     deliveries: &[Processed],
     now: DateTime<Utc>,
@@ -109,7 +109,7 @@ pub(super) fn processed_table(
     })
 }
 
-/// The object that a delivery is about, if it is of a kind that we know.
+/// The object that a delivery is about, if its kind is known.
 fn subject(delivery: &Processed) -> Option<ClerkId> {
     ClerkId::new(entity::named(delivery.kind.as_deref()?)?, delivery.clerk_id.as_deref()?)
 }
@@ -131,7 +131,7 @@ mod tests {
             processed_at: at,
         };
         let asked = DeliveryFilter { outcome: Some("stale".to_owned()), ..DeliveryFilter::default() };
-        let link = next_page("Older ones", "/deliveries", Some(older(&asked, &last))).into_string();
+        let link = next_page("Older", "/deliveries", Some(older(&asked, &last))).into_string();
         let (_, query) = link.split_once("/deliveries?").expect("a query");
         let again = filter(query.split('"').next().map(|query| query.replace("&amp;", "&")).as_deref());
         assert_eq!(again.before, Some((at, last.svix_id)));

@@ -1,4 +1,4 @@
-//! What cannot be shown or done, told to people: a page that says what is wrong, and what to do about it.
+//! Error pages: what is wrong, and what to do about it.
 
 use axum::{
     extract::{FromRequestParts, Path},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::http::{App, error::Problem};
 
-/// A problem on its way to somebody who is signed in. Until it is made a page of it is told as to a program.
+/// A problem in a request of a signed-in operator. [`explained`] turns it into a page; until then it has the format for programs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ErrorPage(pub(super) Problem);
 
@@ -31,7 +31,7 @@ impl IntoResponse for ErrorPage {
     }
 }
 
-/// The part of a path that stands for an id or a name, as [`whereabouts`] writes it; what is no text names nothing.
+/// The part of a path that holds an id or a name, as [`whereabouts`] writes it. Text that cannot be decoded matches nothing.
 ///
 /// [`whereabouts`]: super::page::whereabouts
 pub(super) struct Segment(pub(super) String);
@@ -46,27 +46,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     }
 }
 
-/// The answer as it is, or a page of the trouble that it tells. `path` is where in the menu it happened.
+/// The answer, or a page that explains its error. `path` is the menu entry.
 pub(super) fn explained(app: &App, session: &Session, path: &str, answer: Response) -> Response {
     let Some(ErrorPage(problem)) = answer.extensions().get().copied() else { return answer };
     let (title, content) = match problem {
         Problem::NotFound => (
-            "There is no such page",
-            html! { p { "It may have been here once. " a href="/" { "To the overview" } } },
+            "This page does not exist",
+            html! { p { "It may have been removed. " a href="/" { "Go to the overview" } } },
         ),
         Problem::SinkNotFound => (
-            "There is no such sink",
-            html! { p { "None of this name is configured, nothing waits for one, and none is paused. " a href="/sinks" { "To the sinks" } } },
+            "This sink does not exist",
+            html! { p { "No sink of this name is configured, has messages, or is paused. "
+            a href="/sinks" { "Go to the sinks" } } },
         ),
         Problem::ForeignForm => (
             "Nothing was done",
-            html! { p { "The form was not made for this session: you may have signed in again since it was loaded. Go back, "
-            "load the page again and repeat it." } },
+            html! { p { "The form does not belong to this session: you may have signed in again since it was loaded. Go back, "
+            "reload the page and try again." } },
         ),
         Problem::DatabaseUnavailable | Problem::NotMigrated | Problem::Overloaded => {
             (cause(problem), html! { div data-refresh="5" { (remedy(problem)) } })
         }
-        other => ("That did not work", html! { p { "The reason: " (other) "." } }),
+        other => ("The request failed", html! { p { "The reason: " (other) "." } }),
     };
     let (mut head, _) = answer.into_parts();
     let (dress, body) = page(app, session, path, title, &content).into_parts();
@@ -77,29 +78,31 @@ pub(super) fn explained(app: &App, session: &Session, path: &str, answer: Respon
 /// Why nothing can be read.
 pub(super) fn cause(problem: Problem) -> &'static str {
     match problem {
-        Problem::Overloaded => "Too many are looking at this at once",
-        Problem::Internal => "Something failed unexpectedly",
-        Problem::NotMigrated => "The tables are of another version, so nothing can be applied",
+        Problem::Overloaded => "Too many requests at once",
+        Problem::Internal => "An unexpected error occurred",
+        Problem::NotMigrated => "The tables belong to another version, so nothing can be applied",
         _ => "The database cannot be reached, so nothing can be applied",
     }
 }
 
-/// What to do where nothing can be read.
+/// What to do if nothing can be read.
 pub(super) fn remedy(problem: Problem) -> Markup {
     html! {
         @match problem {
-            Problem::Overloaded => p { "Two questions are put to the database at a time, so that webhooks have room. Wait a moment." },
-            Problem::Internal => p { "The log has the place at which it failed, and this is worth a report." },
+            Problem::Overloaded => p {
+                "The dashboard sends only two queries to the database at a time, to leave capacity for webhooks. "
+                "Try again shortly." },
+            Problem::Internal => p { "The log shows where it failed. Please report this." },
             Problem::NotMigrated => p {
-                "Run " code { "clerk-sync migrate" } " with the settings of this service, or start it without "
-                code { "--no-migrate" } "; " code { "clerk-sync migrate status" } " lists what is pending. Nothing is lost "
-                "meanwhile: Svix is told 503 and sends again for 28 hours."
+                "Run " code { "clerk-sync migrate" } " with the settings of this service, or start the service without "
+                code { "--no-migrate" } "; " code { "clerk-sync migrate status" } " lists pending migrations. Nothing is lost "
+                "meanwhile: Svix receives 503 and retries for 28 hours."
             },
             _ => p {
-                "Nothing is lost: Svix is told 503 and sends again for 28 hours. Is the server that " code { "DATABASE_URL" }
-                " names running, and not full? " code { "clerk-sync doctor" } " says what it answers."
+                "Nothing is lost: Svix receives 503 and retries for 28 hours. Is the server that " code { "DATABASE_URL" }
+                " names running, and does it have free disk space? " code { "clerk-sync doctor" } " shows its answer."
             },
         }
-        p.note { "This page tries again by itself; without JavaScript, load it again." }
+        p.note { "This page reloads automatically; without JavaScript, reload it yourself." }
     }
 }

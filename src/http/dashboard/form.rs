@@ -1,4 +1,4 @@
-//! What a form sends, and whether it is one of ours.
+//! The fields of a form, and whether the form belongs to the session.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
@@ -10,7 +10,7 @@ use crate::http::{App, address, error::Problem};
 /// The fields of a form. They may be personal data.
 pub(super) struct Form {
     fields: Vec<(String, String)>,
-    /// Whether the browser says that another site sent it.
+    /// Whether the browser reports that another site sent it.
     foreign: bool,
 }
 
@@ -24,7 +24,7 @@ impl Form {
         Ok(Self { fields, foreign: is_foreign(&head.headers) })
     }
 
-    /// A form of this session; any other one is refused.
+    /// The form, if it was made for this session; any other is refused.
     pub(super) async fn read_own(app: &App, session: &Session, request: Request) -> Result<Self, Problem> {
         let form = Self::read(app, request).await?;
         if form.is_of(session) { Ok(form) } else { Err(Problem::ForeignForm) }
@@ -35,7 +35,7 @@ impl Form {
         self.foreign
     }
 
-    /// Whether we made it for this session.
+    /// Whether it was made for this session.
     pub(super) fn is_of(&self, session: &Session) -> bool {
         !self.foreign && self.value("csrf").is_some_and(|csrf| session.made(csrf))
     }

@@ -1,4 +1,4 @@
-//! What is read for everybody who looks at the same moment.
+//! Readings that are shared by all who look at the same time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,15 +6,15 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{http::error::Problem, telemetry};
 
-/// What was read is never good for longer: it may have taken its time because it had to wait.
+/// No reading is used for longer than this: it may have been slow only because it had to wait.
 const LONGEST: Duration = Duration::from_mins(1);
 
-/// Something that many look at and one reads.
+/// A value that one caller reads for all.
 pub(super) struct Glance<T> {
     last: Arc<Mutex<Option<Reading<T>>>>,
-    /// How long what was read is good for, at least.
+    /// How long a reading is used, at least.
     fresh: Duration,
-    /// What takes long to read is good for so many times as long: reading takes up this part of the time and no more.
+    /// A slow reading is used for this many times as long as it took, which limits the share of time spent reading.
     sparing: u32,
 }
 
@@ -28,8 +28,8 @@ impl<T: Clone + Send + 'static> Glance<T> {
         Self { last: Arc::default(), fresh, sparing }
     }
 
-    /// What was read a moment ago, also in vain; else what is read now. Whoever comes meanwhile waits for the same reading.
-    /// It comes to its end even if everybody leaves.
+    /// The latest reading if it is recent, even a failed one; else a new one. Callers that arrive meanwhile share the same
+    /// reading, which finishes even if all of them hang up.
     pub(super) async fn take(
         &self,
         read: impl Future<Output = Result<T, Problem>> + Send + 'static,
@@ -42,13 +42,13 @@ impl<T: Clone + Send + 'static> Glance<T> {
         let reading = tokio::spawn(telemetry::Request::inherit(async move {
             let began = Instant::now();
             let found = read.await;
-            // What was in vain may not be for long.
+            // A failed reading is used only briefly.
             let spared = (began.elapsed() * sparing).min(LONGEST);
             let good_for = if found.is_ok() { fresh.max(spared) } else { fresh };
             *last = Some(Reading { found: found.clone(), good_until: Instant::now() + good_for });
             found
         }));
-        // If it panicked, that is in the log.
+        // A panic is in the log.
         reading.await.unwrap_or(Err(Problem::Internal))
     }
 }
@@ -63,7 +63,7 @@ mod tests {
 
     const HOUR: Duration = Duration::from_hours(1);
 
-    /// A reading that takes its time, and counts itself.
+    /// A slow reading that counts itself.
     async fn slow(readings: Arc<AtomicUsize>) -> Result<usize, Problem> {
         sleep(Duration::from_millis(100)).await;
         Ok(readings.fetch_add(1, SeqCst) + 1)

@@ -1,9 +1,9 @@
-//! The dashboard: for the person on call, every page of it on one screen.
+//! The dashboard for the person on call. [`routes`] lists its pages.
 //!
-//! Pages are made here, whole, from what the store says; nothing comes from elsewhere, and all works without JavaScript.
-//! Whoever knows `ADMIN_TOKEN` signs in once and has a session; every deed is a form with a proof that we made it.
-//! Personal data is masked until somebody asks for it, and that stands in the audit trail before it is shown. What is
-//! looked for is sent in a body: addresses of people never stand in a URL.
+//! The server renders whole pages from the store's data. They load nothing from other origins, and work without JavaScript.
+//! An operator signs in once with `ADMIN_TOKEN` and gets a session; every action is a form with a token that proves that
+//! clerk-sync rendered it. Personal data is masked until the operator reveals it, which the audit trail records first.
+//! Search terms are sent in a body, because addresses of people must not appear in a URL.
 
 mod chart;
 mod deliveries;
@@ -53,14 +53,14 @@ use super::{
 };
 use crate::store::Count;
 
-/// A page, or what went wrong, which is told on a page.
+/// A page, or an error that is shown as a page.
 type Answer = Result<Response, ErrorPage>;
 
-/// Nothing but what we serve ourselves, and no code or style inside a page.
+/// Only content from this service, and no inline scripts or styles.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
                               connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// What every answer of the dashboard says to browsers.
+/// The headers of every answer of the dashboard.
 const HEADERS: [(HeaderName, &str); 6] = [
     (header::CONTENT_SECURITY_POLICY, CONTENT_POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -70,25 +70,25 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
-/// The most that a form may have.
+/// The maximum size of a form.
 const FORM_BYTES: usize = 16 * 1024;
 
-/// Wrong tokens in a row before somebody has to wait.
+/// Wrong tokens in a row before the next attempt has to wait.
 const FREE_ATTEMPTS: u32 = 10;
 
-/// How long what was read for the overview is good for at least, however many look at it.
+/// How long a reading for the overview is used at least, however many look at it.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// What the dashboard needs.
+/// The state of the dashboard.
 pub struct Dashboard {
-    /// `None`: nobody is let in.
+    /// `None`: sign-in is disabled.
     door: Option<Door>,
     facts: Glance<Arc<Facts>>,
-    /// How many users there are.
+    /// The number of users.
     users: Glance<Option<Count>>,
-    /// How many signed up, by what they are put together by.
+    /// The number of sign-ups, by bucket.
     signups: [Glance<Arc<SignUps>>; signups::BUCKETS.len()],
-    /// Forms have room of their own: whoever fills that of webhooks keeps nobody from signing in, and the other way round.
+    /// Forms have a budget of their own: webhooks that fill theirs cannot prevent a sign-in, and vice versa.
     forms: Bodies,
 }
 
@@ -99,7 +99,7 @@ struct Door {
 }
 
 impl Dashboard {
-    /// For whoever has this token; without one, for nobody.
+    /// The dashboard for operators with this token; without one, sign-in is disabled.
     pub fn new(token: Option<&str>) -> Self {
         let door = token.map(|token| Door {
             token: Token::new(token),
@@ -109,24 +109,24 @@ impl Dashboard {
         Self {
             door,
             facts: Glance::new(FRESH, 3),
-            // These are counted row by row, the users unless PostgreSQL has many, and webhooks come in meanwhile.
+            // Sign-ups are counted row by row, and so are users unless PostgreSQL has many; webhooks need the database meanwhile.
             users: Glance::new(FRESH, 50),
             signups: array::from_fn(|_| Glance::new(FRESH, 200)),
             forms: Bodies::new(FORM_BYTES),
         }
     }
 
-    /// Whose session a request shows.
+    /// The session of a request.
     fn session(&self, headers: &HeaderMap, now: DateTime<Utc>) -> Option<Session> {
         self.door.as_ref()?.sessions.find(headers, now)
     }
 }
 
-/// Everything that people look at, and what is nowhere.
+/// All pages, and the answer for unknown paths.
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(overview::show))
-        // What is kept of every kind: `/users`, `/users/{clerk_id}`.
+        // The pages of every kind: `/users`, `/users/{clerk_id}`.
         .merge(objects::routes(app.api.kinds))
         .route("/sign-ups", get(signups::show))
         .route("/deliveries", get(deliveries::list))
@@ -151,7 +151,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// What anybody may see: it is the same in every copy of the program.
+/// A public asset, the same in every copy of the program.
 fn asset(kind: &'static str, content: &'static str) -> ([(HeaderName, &'static str); 2], &'static str) {
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=300")], content)
 }
@@ -163,8 +163,8 @@ async fn nothing(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     explained(&app, &session, "", ErrorPage(Problem::NotFound).into_response())
 }
 
-/// Let only those in who are signed in. Who comes by a link is shown the way; a deed without a session is refused. Whatever
-/// goes wrong is told on a page, and in time.
+/// Require a session. A GET without one is redirected to the sign-in page; an action without one is refused. Errors are shown
+/// as a page, within the deadline.
 async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let now = (app.clock)();
     match app.dashboard.session(request.headers(), now) {
@@ -179,7 +179,7 @@ async fn require(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         None => sign_in_page(
             &app,
             StatusCode::UNAUTHORIZED,
-            Some("You are not signed in any more. Nothing was done."),
+            Some("You are no longer signed in. Nothing was done."),
         ),
     }
 }
@@ -200,18 +200,18 @@ async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
         Ok(form) => form,
         Err(problem) => return problem.into_response(),
     };
-    // Another site that sends guesses must not keep out who sits before this browser.
+    // Another site that sends guesses from this browser must not lock out its user.
     if form.is_foreign() {
         return Problem::ForeignForm.into_response();
     }
     let token = form.value("token").unwrap_or_default().trim();
-    // Before it is looked at, so that many at once are not all looked at.
+    // Counted before the comparison, so that many concurrent attempts are not all compared.
     if !token.is_empty() && !door.attempts.begin(address, Instant::now()) {
         return too_many(&app, FORGOTTEN);
     }
     if !door.token.is(token.as_bytes()) {
         tracing::warn!(peer = %address, "wrong token at the dashboard");
-        return sign_in_page(&app, StatusCode::UNAUTHORIZED, Some("This is not the token."));
+        return sign_in_page(&app, StatusCode::UNAUTHORIZED, Some("This token is wrong."));
     }
     door.attempts.succeeded(address);
     let mut response = see("/");
@@ -222,7 +222,7 @@ async fn sign_in(State(app): State<Arc<App>>, request: Request) -> Response {
 }
 
 fn too_many(app: &App, wait: Duration) -> Response {
-    let complaint = "Too many attempts. Wait a moment.";
+    let complaint = "Too many attempts. Try again shortly.";
     let mut page = sign_in_page(app, StatusCode::TOO_MANY_REQUESTS, Some(complaint));
     page.headers_mut().insert(header::RETRY_AFTER, (wait.as_secs() + 1).into());
     page
@@ -231,7 +231,7 @@ fn too_many(app: &App, wait: Duration) -> Response {
 fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Response {
     let content = if app.dashboard.door.is_some() {
         html! {
-            p.note { "Is the database in step with Clerk?" }
+            p.note { "Is the database in sync with Clerk?" }
             form.sign-in method="post" action="/sign-in" {
                 label for="token" { "The token in " code { "ADMIN_TOKEN" } }
                 input id="token" type="password" name="token" autocomplete="current-password" required autofocus
@@ -242,9 +242,9 @@ fn sign_in_page(app: &App, status: StatusCode, complaint: Option<&str>) -> Respo
         }
     } else {
         html! {
-            p { "Nobody is let in before a token is set: set " code { "ADMIN_TOKEN" }
-                " to something long and random, such as the output of " code { "openssl rand -hex 32" }
-                ", and start the service again." }
+            p { "Sign-in is disabled until a token is set: set " code { "ADMIN_TOKEN" }
+                " to a long random value, for example the output of " code { "openssl rand -hex 32" }
+                ", and restart the service." }
         }
     };
     stranger(status, "Sign in", &content)

@@ -1,8 +1,8 @@
-//! What was done, told on the page that one comes back to.
+//! The result of an action, shown on the page that follows.
 //!
-//! A deed is answered with the way to a page, so the address has to say what it did: by a word of ours, a number and the
-//! time. Only these words become sentences, so that no link can put others on a page; and only for a moment, so that
-//! neither reloading a page nor a bookmark tells for ever of what was done once.
+//! An action redirects to a page, so the URL has to carry the result: a fixed word, a number and the time. Only these words
+//! become sentences, so a link cannot put other text on a page. They are shown only briefly, so reloading a page or opening
+//! a bookmark does not repeat an old result.
 
 use axum::response::Response;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -10,24 +10,23 @@ use maud::{Markup, html};
 
 use super::page::{Parameters, count, see};
 
-/// How long it is told.
+/// How long the result is shown.
 const TOLD_FOR: TimeDelta = TimeDelta::seconds(30);
 
-/// What was done to so many, by the word in the address.
+/// The sentence for the word in the URL.
 fn sentence(done: &str, number: u64) -> Option<String> {
     Some(match (done, number) {
         ("paused", _) => "Paused. Messages wait until you resume it.".to_owned(),
-        ("resumed", _) => "Resumed. What waits goes out again.".to_owned(),
+        ("resumed", _) => "Resumed. Waiting messages are delivered again.".to_owned(),
         ("retried", 0) => {
-            "Nothing is left to retry: it was applied or discarded meanwhile, or is tried right now."
-                .to_owned()
+            "Nothing to retry: it was applied or discarded meanwhile, or is being applied now.".to_owned()
         }
-        ("discarded", 0) => "Nothing is left to discard: it was applied or discarded meanwhile.".to_owned(),
-        ("sent-again", 0) => "Nothing is left to send again: no message is dead.".to_owned(),
+        ("discarded", 0) => "Nothing to discard: it was applied or discarded meanwhile.".to_owned(),
+        ("sent-again", 0) => "Nothing to send again: no message is dead.".to_owned(),
         ("given-up", 0) => {
-            "Nothing was discarded: no message is dead, or only deletions are, and they stay.".to_owned()
+            "Nothing was discarded: no message is dead, or only deletions are, which are kept.".to_owned()
         }
-        ("retried", _) => format!("{} tried again now.", count(number, "delivery is", "deliveries are")),
+        ("retried", _) => format!("{} retried now.", count(number, "delivery is", "deliveries are")),
         ("discarded", _) => format!("{} discarded.", count(number, "delivery was", "deliveries were")),
         ("sent-again", _) => format!("{} will be sent again.", count(number, "message", "messages")),
         ("given-up", _) => format!("{} discarded.", count(number, "message was", "messages were")),
@@ -35,13 +34,13 @@ fn sentence(done: &str, number: u64) -> Option<String> {
     })
 }
 
-/// Go there, and be told what was done to so many.
+/// Redirect to a page that shows the result.
 pub(super) fn see_done(path: &str, done: &str, number: u64, now: DateTime<Utc>) -> Response {
     let separator = if path.contains('?') { '&' } else { '?' };
     see(&format!("{path}{separator}done={done}&number={number}&at={}", now.timestamp()))
 }
 
-/// What the address of a page says was done a moment ago.
+/// The recent result that the URL of a page carries.
 pub(super) fn told(asked: &Parameters, now: DateTime<Utc>) -> Markup {
     html! {
         @if let Some((sentence, number)) = read(asked, now) {
@@ -53,7 +52,7 @@ pub(super) fn told(asked: &Parameters, now: DateTime<Utc>) -> Markup {
 fn read(asked: &Parameters, now: DateTime<Utc>) -> Option<(String, u64)> {
     let number = asked.get("number")?.parse().ok()?;
     let at = DateTime::from_timestamp(asked.get("at")?.parse().ok()?, 0)?;
-    // Replicas need not have quite the same time.
+    // The clocks of replicas may differ slightly.
     let is_new = (now - at).abs() <= TOLD_FOR;
     sentence(asked.get("done")?, number).filter(|_| is_new).map(|sentence| (sentence, number))
 }
@@ -68,7 +67,7 @@ mod tests {
         DateTime::from_timestamp(1_767_225_600, 0).expect("a time")
     }
 
-    /// What stands behind the question mark of the page that one is sent to.
+    /// The query of the page that the answer redirects to.
     fn query(path: &str, done: &str, number: u64) -> Parameters {
         let response = see_done(path, done, number, now());
         let location = response.headers()[header::LOCATION].to_str().expect("text");
@@ -86,9 +85,9 @@ mod tests {
             }
         }
         let page = told(&query("/queue", "retried", 1), now()).into_string();
-        assert_eq!(page, r#"<p class="notice well" role="status">1 delivery is tried again now.</p>"#);
+        assert_eq!(page, r#"<p class="notice well" role="status">1 delivery is retried now.</p>"#);
         let page = told(&query("/queue", "retried", 0), now()).into_string();
-        assert!(page.contains("doubtful") && page.contains("Nothing is left to retry"), "{page}");
+        assert!(page.contains("doubtful") && page.contains("Nothing to retry"), "{page}");
     }
 
     #[test]

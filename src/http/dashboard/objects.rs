@@ -1,8 +1,8 @@
-//! `/<table>` and `/<table>/{clerk_id}` of every kind: finding an object, and all that is known of one.
+//! `/<table>` and `/<table>/{clerk_id}` of every kind: searching for an object, and everything that is known about one.
 //!
-//! People are found one at a time, by their id or address; of what is no person there is a list as well. What may say
-//! something of a person, and what Clerk shows to no browser, is masked until it is revealed: the declaration of a kind tells
-//! which columns those are.
+//! People are found one at a time, by id or address; other kinds also have a list. Values that may be personal, and values
+//! that Clerk shows to no browser, are masked until they are revealed: the declaration of a kind defines which columns
+//! these are.
 
 use std::sync::Arc;
 
@@ -41,10 +41,10 @@ use crate::{
     sync::reveal,
 };
 
-/// People of one address that are shown.
+/// Users of one address that are shown.
 const FOUND: u32 = 50;
 
-/// Lines of the audit trail that are shown, the newest.
+/// The newest lines of the audit trail that are shown.
 const LINES: u32 = 500;
 
 /// Every route of this file, for these kinds.
@@ -58,13 +58,13 @@ pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
     })
 }
 
-/// `GET /<table>`, also of what belongs to one object: `?organization_id=org_1`
+/// `GET /<table>`, optionally limited to the objects of a parent: `?organization_id=org_1`
 async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuery, entity: &'static Entity) -> Answer {
     let mut content = search_form(&session, entity, None);
     if !app.selection.has(entity) {
         content = html! {
             (content)
-            p.note { code { "SYNC_ENTITIES" } " does not name this kind: what stands here is what is left of it." }
+            p.note { code { "SYNC_ENTITIES" } " does not include this kind: these rows are left over from before." }
         };
     }
     if !entity.is_person() {
@@ -88,7 +88,7 @@ fn title_page(app: &App, session: &Session, entity: &'static Entity, content: &M
     page(app, session, &folder(entity), &words(plural(entity)), content)
 }
 
-/// What is not understood is left out.
+/// Values that cannot be parsed are ignored.
 fn filter(entity: &'static Entity, query: Option<&str>) -> RowFilter {
     let asked = parameters(query);
     let with =
@@ -96,19 +96,19 @@ fn filter(entity: &'static Entity, query: Option<&str>) -> RowFilter {
     RowFilter { with, after: asked.get("after").and_then(|after| after.parse().ok()) }
 }
 
-/// What asks for the rows after this one.
+/// The query for the rows after this one.
 fn after(of: Option<(Field, &ClerkId)>, last: &Row) -> Query {
     let of = of.map(|(field, id)| (field.name(), id.to_string()));
     of.into_iter().chain([("after", last.id.to_string())]).collect()
 }
 
-/// `POST /<table>`: by a body, because an address in a URL stands in histories and logs.
+/// `POST /<table>`: by a body, because an address in a URL would end up in histories and logs.
 async fn find(Visit { app, session }: Visit, request: Request, entity: &'static Entity) -> Answer {
     let form = Form::read_own(&app, &session, request).await?;
     let sought = form.value("sought").unwrap_or_default().trim().to_owned();
     let address = address(entity).filter(|_| sought.contains('@'));
     let Some(address) = address else {
-        // Ids of Clerk's are letters, digits and underscores: nothing else is put into a URL.
+        // Clerk's ids consist of letters, digits and underscores: nothing else is put into a URL.
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         return Ok(match ClerkId::new(entity, sought).filter(|id| id.as_str().bytes().all(is_plain)) {
             Some(id) => see(&whereabouts(&folder(entity), id.as_str())),
@@ -118,25 +118,25 @@ async fn find(Visit { app, session }: Visit, request: Request, entity: &'static 
     let filter = RowFilter { with: Some((address, sought.replace('\0', ""))), after: None };
     let rows = read(&app, async move |store| store.rows(entity, &filter, FOUND).await).await?;
     let content = html! {
-        (search_form(&session, entity, rows.is_empty().then_some("Nobody here has this address.")))
+        (search_form(&session, entity, rows.is_empty().then_some("There is nothing with this address.")))
         @if !rows.is_empty() {
-            h2 { (words(plural(entity))) " of this address" }
+            h2 { (words(plural(entity))) " with this address" }
             (rows_table(entity, &rows, (app.clock)(), None))
         }
     };
     Ok(title_page(&app, &session, entity, &content))
 }
 
-/// By which address objects of a kind are found.
+/// The address column by which objects of a kind are found.
 fn address(entity: &'static Entity) -> Option<Field> {
     entity.fields().find(|field| field.anonymized == Anonymized::Address)
 }
 
-/// Rows of a kind: with their parents, but for the one on whose page they stand.
+/// Rows of a kind with their parents, except the parent on whose page they are shown.
 fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Option<Field>) -> Markup {
     let parents = entity.parents().filter(|(field, _)| Some(*field) != but);
     let parents = parents.map(|(field, parent)| (field, words(singular(parent)), "id"));
-    // The first text that is neither an id nor an address tells objects apart.
+    // The first text column that is neither an id nor an address distinguishes objects.
     let label = entity.fields().find(|field| {
         field.holds == Holds::Text && field.parent.is_none() && field.anonymized != Anonymized::Address
     });
@@ -156,7 +156,7 @@ fn rows_table(entity: &'static Entity, rows: &[Row], now: DateTime<Utc>, but: Op
     table(&words(plural(entity)), &columns, "There are none.", rows, cells)
 }
 
-/// What the time is called at which an object came to be.
+/// The label of the creation time.
 fn created(entity: &Entity) -> &'static str {
     if entity.is_person() { "Signed up" } else { "Created" }
 }
@@ -172,7 +172,7 @@ fn search_form(session: &Session, entity: &'static Entity, complaint: Option<&st
         }
         @if let Some(complaint) = complaint { p.complaint role="alert" { (complaint) } }
         @if entity.is_person() {
-            p.note { "One person at a time, masked until you reveal it. Every reveal stands in the audit trail." }
+            p.note { "One person at a time, masked until you reveal the data. The audit trail records every reveal." }
         }
     }
 }
@@ -181,12 +181,12 @@ fn no_id(entity: &'static Entity) -> String {
     let form =
         if entity.id_prefix.is_empty() { String::new() } else { format!(" ({}…)", entity.id_prefix) };
     match address(entity) {
-        Some(_) => format!("That is neither an id of Clerk's{form} nor an e-mail address."),
-        None => format!("That is no id of Clerk's{form}."),
+        Some(_) => format!("This is neither a Clerk id{form} nor an e-mail address."),
+        None => format!("This is not a Clerk id{form}."),
     }
 }
 
-/// All that is known of an object.
+/// Everything that is known about an object.
 struct Known {
     id: ClerkId,
     row: Option<Row>,
@@ -195,12 +195,12 @@ struct Known {
     deliveries: Vec<Processed>,
     trail: Vec<AuditLine>,
     receipts: Vec<Receipt>,
-    /// What belongs to it, by the columns that name it: a page of rows, and what asks for the next one.
+    /// Its children, by the columns that refer to it: a page of rows, and the query for the next page.
     children: Vec<(Field, Vec<Row>, Option<Query>)>,
 }
 
 impl Known {
-    /// Whether there is nothing at all.
+    /// Whether nothing is known about it.
     fn is_stranger(&self) -> bool {
         self.row.is_none()
             && self.register.is_none()
@@ -209,7 +209,7 @@ impl Known {
             && self.children.iter().all(|(_, rows, _)| rows.is_empty())
     }
 
-    /// Whether all there is is a tombstone: nobody of this id was ever here, or there would be lines and receipts.
+    /// Whether only a tombstone exists: the object was never here, or there would be audit lines and receipts.
     fn is_deleted_stranger(&self) -> bool {
         let is_deleted = self.register.as_ref().is_some_and(|register| register.deleted);
         is_deleted && self.row.is_none() && self.trail.is_empty() && self.receipts.is_empty()
@@ -221,7 +221,7 @@ async fn show(Visit { app, session }: Visit, Segment(id): Segment, entity: &'sta
     show_one(&app, &session, named(entity, &id)?, false).await
 }
 
-/// `POST /<table>/{clerk_id}`: the same with what is masked, once that is written down.
+/// `POST /<table>/{clerk_id}`: the same page without masks, once the reveal is recorded.
 async fn reveal(
     Visit { app, session }: Visit,
     Segment(id): Segment,
@@ -232,7 +232,7 @@ async fn reveal(
     let (id, now) = (named(entity, &id)?, (app.clock)());
     let clerk_id = id.clone();
     let recorded = read(&app, async move |store| {
-        // An object without a row is not shown, even if its row comes a moment later: nobody wrote down that it was revealed.
+        // An object without a row is not revealed, even if its row arrives a moment later: that reveal would not be recorded.
         if store.row(&clerk_id).await?.is_none() {
             return Ok(false);
         }
@@ -242,7 +242,7 @@ async fn reveal(
     show_one(&app, &session, id, recorded).await
 }
 
-/// Who can be meant by what stands in a path.
+/// The id in a path.
 fn named(entity: &'static Entity, id: &str) -> Result<ClerkId, Problem> {
     ClerkId::new(entity, id).filter(|id| !id.as_str().contains('\0')).ok_or(Problem::NotFound)
 }
@@ -251,9 +251,9 @@ async fn show_one(app: &App, session: &Session, id: ClerkId, revealed: bool) -> 
     let known = load(app, id).await?;
     let entity = known.id.entity();
     if known.is_stranger() {
-        let title = if entity.is_person() { "Nobody" } else { "Nothing" };
+        let title = if entity.is_person() { "No such person" } else { "No such object" };
         let content =
-            html! { p { (title) " of this id was ever here." } (search_form(session, entity, None)) };
+            html! { p { (title) ": this id was never used here." } (search_form(session, entity, None)) };
         let mut page = page(app, session, &folder(entity), title, &content);
         *page.status_mut() = StatusCode::NOT_FOUND;
         return Ok(page);
@@ -273,7 +273,7 @@ async fn load(app: &App, id: ClerkId) -> Result<Known, Problem> {
         let register = register.filter(|register| !register.is_blank());
         let trail = store.newest_lines(&id, LINES).await?;
         let receipts = store.receipts_of(&id).await?;
-        // Those that changed anything, and the last one that was news.
+        // Deliveries that changed something, and the last one with a newer version.
         let mut caused: Vec<SvixId> =
             trail.iter().filter_map(|line| SvixId::new(line.svix_id.clone()?)).collect();
         caused.extend(register.as_ref().and_then(|register| SvixId::new(register.version.tie.as_str())));
@@ -299,11 +299,11 @@ fn why_no_row(known: &Known) -> String {
     let one = singular(known.id.entity());
     match &known.register {
         Some(_) if known.is_deleted_stranger() => {
-            format!("There is no row: the deletion came before anything else of this {one}.")
+            format!("There is no row: the deletion arrived before any other event about this {one}.")
         }
         Some(register) if register.deleted => format!("There is no row: the {one} is deleted."),
         _ if !known.waiting.is_empty() => {
-            format!("There is no row yet: what came of the {one} waits, or could not be applied.")
+            format!("There is no row yet: the events about this {one} are waiting, or could not be applied.")
         }
         _ => "There is no row.".to_owned(),
     }
@@ -331,9 +331,9 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
                     } }
                 }
                 @if revealed {
-                    p.note { "That this was shown stands in the audit trail below." }
+                    p.note { "The audit trail below records that this was revealed." }
                 } @else if values(row).any(|(field, _)| is_masked(field)) {
-                    (button(session, &whereabouts(&folder(entity), id.as_str()), "reveal", "Reveal, and record that", "quiet"))
+                    (button(session, &whereabouts(&folder(entity), id.as_str()), "reveal", "Reveal (recorded)", "quiet"))
                 }
             }
         }
@@ -344,26 +344,26 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
         }
         h2 { "Version" }
         @match register {
-            None => p.nothing { "There is no register: no event has come." },
+            None => p.nothing { "There is no version register: no event has arrived." },
             Some(register) => dl.facts {
                 (fact("Newest", &moment_of(register.version.version)))
                 (fact("Event of", &moment_of(register.version.event_at)))
-                (fact("By delivery", &html! { @if register.version.tie.is_empty() { "none: read from Clerk, or by command" } @else { code { (register.version.tie) } } }))
-                (fact("Deleted for good", &html! { (if register.deleted { "yes" } else { "no" }) }))
+                (fact("By delivery", &html! { @if register.version.tie.is_empty() { "none: from Clerk's API, or a command" } @else { code { (register.version.tie) } } }))
+                (fact("Deleted permanently", &html! { (if register.deleted { "yes" } else { "no" }) }))
                 @if let Some(until) = register.held_until {
-                    (fact("Erasure held back until", &time(now, until)))
+                    (fact("Erasure delayed until", &time(now, until)))
                 }
             }
         }
         h2 { "Deliveries" }
-        p.note { "Those that changed anything, and the last that was news." }
+        p.note { "Deliveries that changed something, and the last one with a newer version." }
         @if !waiting.is_empty() { h3 { "Not applied yet" } (queued_table(waiting, now, "")) h3 { "Applied" } }
         (processed_table(deliveries, now, None))
         h2 { "Audit trail" }
         @if known.is_deleted_stranger() {
             p.nothing {
-                "Deleted before " (if entity.is_person() { "anybody" } else { "anything" })
-                " of this id was here: nothing was kept, so there is nothing to tell."
+                "Deleted before any " (if entity.is_person() { "person" } else { "object" })
+                " with this id was here: nothing was stored, so there is no audit trail."
             }
         } @else {
             (audited(trail))
@@ -372,9 +372,9 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
     }
 }
 
-/// What was done, the newest first.
+/// The audit trail, newest first.
 fn audited(trail: &[AuditLine]) -> Markup {
-    let columns = [("When", ""), ("What", ""), ("Fields", "why"), ("Source", ""), ("Delivery", "id")];
+    let columns = [("When", ""), ("Action", ""), ("Fields", "why"), ("Source", ""), ("Delivery", "id")];
     table("Audit trail", &columns, "Nothing has happened yet.", trail, |line| {
         vec![
             moment(line.at),
@@ -386,9 +386,9 @@ fn audited(trail: &[AuditLine]) -> Markup {
     })
 }
 
-/// Who has confirmed an erasure, and who has not.
+/// The destinations of an erasure, and whether each confirmed it.
 fn confirmed(receipts: &[Receipt]) -> Markup {
-    let columns = [("Destination", ""), ("Asked for", ""), ("Done", ""), ("Why not", "why")];
+    let columns = [("Destination", ""), ("Requested", ""), ("Completed", ""), ("Error", "why")];
     table("Erasure", &columns, "", receipts, |receipt| {
         vec![
             html! { (receipt.destination) },
@@ -403,20 +403,20 @@ fn moment_of(milliseconds: i64) -> Markup {
     DateTime::from_timestamp_millis(milliseconds).map_or(html! { (milliseconds) }, moment)
 }
 
-/// What a row holds.
+/// The synced values of a row.
 fn values(row: &Row) -> impl Iterator<Item = (Field, &Value)> {
     let values = row.object.clerk_id.entity().fields().map(|field| (field, &row.object.profile[field]));
     values.filter(|(_, value)| **value != Value::Null)
 }
 
-/// Whether a column is shown only to who asks for it in so many words. What a row keeps when it is anonymised says nothing
-/// of a person; numbers, times and truths say of nobody who they are.
+/// Whether a column is shown only on request. Values that an anonymised row keeps are not personal, and numbers, times and
+/// booleans do not identify anyone.
 fn is_masked(field: Field) -> bool {
     let is_said = field.anonymized == Anonymized::Kept && !field.name().starts_with("private_");
     matches!(field.holds, Holds::Text | Holds::Json) && !is_said
 }
 
-/// What a field has, or that it has something.
+/// The value of a field, or a mask.
 fn shown(field: Field, value: &Value, revealed: bool) -> Markup {
     let text = match value {
         Value::Null => return html! {},

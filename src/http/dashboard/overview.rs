@@ -1,4 +1,4 @@
-//! `GET /`: is my data right, and if not, what to do.
+//! `GET /`: whether the data is right, and if not, what to do.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,18 +26,18 @@ use crate::{
     work::backlog::Backlog,
 };
 
-/// How long the page waits for the number of users, which SQLite counts one by one.
+/// How long the page waits for the number of users, which SQLite counts row by row.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// A stretch of time that is shown.
+/// A time range of the chart.
 struct Range {
     name: &'static str,
     length: TimeDelta,
-    /// Seconds that one bar stands for.
+    /// Seconds per bar.
     step: u32,
-    /// How a bar is named.
+    /// The format of a bar's label.
     format: &'static str,
-    /// How the ticks are named, and at which bars they stand.
+    /// The format of the tick labels, and which bars have one.
     tick: (&'static str, fn(DateTime<Utc>) -> bool),
 }
 
@@ -93,7 +93,7 @@ pub(super) async fn show(
             (told(&findings))
             (numbers(&facts, users, now))
             h2 id="webhooks" { "Webhooks" }
-            nav.tabs aria-label="Stretch of time" {
+            nav.tabs aria-label="Time range" {
                 @for other in &RANGES {
                     a href={ "/?range=" (other.name) } aria-current=[(other.name == range.name).then_some("true")] {
                         "Last " (other.name)
@@ -109,7 +109,7 @@ pub(super) async fn show(
     page(&app, &session, "/", "Overview", &content)
 }
 
-/// What is known now, or was a moment ago.
+/// The facts, read now or shortly before.
 async fn facts(app: &Arc<App>, now: DateTime<Utc>) -> Result<Arc<Facts>, Problem> {
     let reader = Arc::clone(app);
     app.dashboard.facts.take(async move { look(&reader, now).await.map(Arc::new) }).await
@@ -122,7 +122,7 @@ async fn look(app: &App, now: DateTime<Utc>) -> Result<Facts, Problem> {
             None => (None, None),
         };
         Ok(Facts {
-            // What an operator discarded now came long ago.
+            // The time of a discarded delivery is that of the operator's action, not of its arrival.
             last_event: store
                 .deliveries(&DeliveryFilter::default(), 20)
                 .await?
@@ -140,8 +140,8 @@ async fn look(app: &App, now: DateTime<Utc>) -> Result<Facts, Problem> {
     Ok(facts)
 }
 
-/// How many users there are, as of the last count, if that is known by now. A count in vain takes as long as one that is not,
-/// and is repeated as seldom.
+/// The number of users as of the last count, if it is known already. A failed count can take as long as a successful one, and
+/// is repeated as rarely.
 async fn users(app: &Arc<App>) -> Option<Count> {
     let reader = Arc::clone(app);
     let count =
@@ -149,13 +149,13 @@ async fn users(app: &Arc<App>) -> Option<Count> {
     timeout(PATIENCE, app.dashboard.users.take(count)).await.ok()?.ok()?
 }
 
-/// Where the database does not answer.
+/// The page if the database does not answer.
 fn unknown(problem: Problem) -> Markup {
     html! {
         div data-refresh="5" {
             section.verdict.wrong role="status" {
                 (question())
-                p.headline { strong { "Nobody knows." } " " (cause(problem)) }
+                p.headline { strong { "Unknown." } " " (cause(problem)) }
                 (remedy(problem))
             }
         }
@@ -174,7 +174,7 @@ fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
                 p.headline { strong { "Yes." } " Your data is right" }
                 p {
                     @if let Some(last) = facts.last_event { "Last webhook " (ago(now, last)) ". " }
-                    "Nothing is held up, nothing failed."
+                    "Nothing is delayed, nothing failed."
                 }
             }
         };
@@ -192,7 +192,7 @@ fn headline(findings: &[Finding], facts: &Facts, now: DateTime<Utc>) -> Markup {
     }
 }
 
-/// What to do, and where to look.
+/// What to do, and a link to the details.
 fn advice(finding: &Finding) -> Markup {
     html! {
         (prose(finding.remedy))
@@ -200,7 +200,7 @@ fn advice(finding: &Finding) -> Markup {
     }
 }
 
-/// Text in which commands stand between backticks.
+/// Text with commands between backticks.
 fn prose(text: &str) -> Markup {
     html! {
         @for (index, part) in text.split('`').enumerate() {
@@ -209,7 +209,7 @@ fn prose(text: &str) -> Markup {
     }
 }
 
-/// All but the worst, which is the headline.
+/// All findings except the worst, which is the headline.
 fn told(findings: &[Finding]) -> Markup {
     html! {
         @if findings.len() > 1 {
@@ -245,7 +245,7 @@ fn numbers(facts: &Facts, users: Option<Count>, now: DateTime<Utc>) -> Markup {
             (fact("Waiting to be applied", &link("/queue?state=pending", queue.pending)))
             (fact("Dead letters", &link("/queue?state=dead", queue.dead)))
             (fact("Messages waiting", &link("/sinks", pending)))
-            (fact("Messages given up", &link("/sinks", dead)))
+            (fact("Dead messages", &link("/sinks", dead)))
             (fact("Last reconcile", &match &facts.reconciled {
                 None => html! { "never" },
                 Some((at, summary)) => html! {
@@ -291,7 +291,7 @@ fn answered(range: &Range, activity: &[Activity], from: DateTime<Utc>, now: Date
         (chart.draw())
         div.columns {
             section {
-                h3 { "What became of them" }
+                h3 { "Outcomes" }
                 @if outcomes.is_empty() { p.nothing { "There were none." } }
                 @else {
                     table {
@@ -302,7 +302,7 @@ fn answered(range: &Range, activity: &[Activity], from: DateTime<Utc>, now: Date
                     }
                 }
             }
-            section { h3 { "How long they took" } (latency(activity)) }
+            section { h3 { "Response times" } (latency(activity)) }
         }
     }
 }

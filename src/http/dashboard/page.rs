@@ -1,4 +1,4 @@
-//! What all pages share: the frame, words for times and numbers, and forms.
+//! Shared parts of all pages: the frame, formats of times and numbers, and forms.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ use crate::{
     telemetry::plain,
 };
 
-/// Every page in the menu; kinds that are no users stand behind the users.
+/// The fixed entries of the menu; kinds other than users are inserted after the users.
 const MENU: [(&str, &str); 6] = [
     ("/", "Overview"),
     ("/users", "Users"),
@@ -33,7 +33,7 @@ const MENU: [(&str, &str); 6] = [
 /// Rows of a list on a page.
 pub(super) const ROWS: u32 = 50;
 
-/// Where every page in the menu is, and what it is called.
+/// The path and the name of every menu entry.
 fn menu(selection: &Selection) -> Vec<(String, String)> {
     let (before, behind) = MENU.split_at(2);
     let fixed = |(path, name): &(&str, &str)| ((*path).to_owned(), (*name).to_owned());
@@ -42,12 +42,12 @@ fn menu(selection: &Selection) -> Vec<(String, String)> {
     before.iter().map(fixed).chain(others).chain(behind.iter().map(fixed)).collect()
 }
 
-/// A page for somebody who is signed in. `path` is its own in the menu.
+/// A page for a signed-in operator. `path` is its menu entry.
 pub(super) fn page(app: &App, session: &Session, path: &str, title: &str, content: &Markup) -> Response {
     let menu = menu(&app.selection);
     let frame = html! {
         header {
-            a.skip href="#content" { "To the content" }
+            a.skip href="#content" { "Skip to the content" }
             a.brand href="/" { img src="/assets/icon.svg" alt="" width="24" height="24"; "clerk-sync" }
             nav aria-label="Pages" {
                 @for (target, name) in &menu {
@@ -68,7 +68,7 @@ pub(super) fn page(app: &App, session: &Session, path: &str, title: &str, conten
     document(title, &frame).into_response()
 }
 
-/// A page for somebody who is not. It shows whose it is; its title says what it is for.
+/// A page without a session. It shows the name of the program; its title states the purpose.
 pub(super) fn stranger(status: StatusCode, title: &str, content: &Markup) -> Response {
     let frame = html! {
         main.stranger id="content" {
@@ -101,7 +101,7 @@ fn document(title: &str, body: &Markup) -> Html<String> {
     ))
 }
 
-/// A form that is one button; of no class it is the one that one came for.
+/// A form with a single button; without a class it is the primary one.
 pub(super) fn button(session: &Session, path: &str, action: &str, label: &str, class: &str) -> Markup {
     html! {
         form method="post" action=(path) {
@@ -111,8 +111,8 @@ pub(super) fn button(session: &Session, path: &str, action: &str, label: &str, c
     }
 }
 
-/// A button that asks first. Without JavaScript: it opens, and shows the one that does it, and the way out. It warns of
-/// what `destroys` something for good.
+/// A button that asks for confirmation. Without JavaScript: it opens, and shows the button and a way to cancel. It is styled
+/// as dangerous if the action `destroys` something permanently.
 pub(super) fn asking(
     session: &Session,
     path: &str,
@@ -136,14 +136,14 @@ pub(super) fn asking(
     }
 }
 
-/// What the address of a page asks for.
+/// The query parameters of a page.
 pub(super) type Parameters = HashMap<String, String>;
 
 pub(super) fn parameters(query: Option<&str>) -> Parameters {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect()
 }
 
-/// Links to what is in each state, with how much that is, where it is known.
+/// Links to the entries in each state, with their number where it is known.
 pub(super) fn states(path: &str, chosen: &str, states: &[(&str, &str, Option<u64>)]) -> Markup {
     html! {
         nav.tabs aria-label="State" {
@@ -156,7 +156,7 @@ pub(super) fn states(path: &str, chosen: &str, states: &[(&str, &str, Option<u64
     }
 }
 
-/// What a link asks for.
+/// The query of a link.
 pub(super) type Query = Vec<(&'static str, String)>;
 
 /// The link to the next page of a list, if there is one.
@@ -168,10 +168,10 @@ pub(super) fn next_page(label: &str, path: &str, next: Option<Query>) -> Markup 
     html! { @if let Some(link) = link { p { a.button.quiet href=(link) { (label) } } } }
 }
 
-/// What stands above a column, and what its cells are: ids, numbers, sentences, or any words.
+/// The heading of a column, and the type of its cells: ids, numbers, sentences, or other text.
 pub(super) type Column<'a> = (&'a str, &'static str);
 
-/// A row for each item, below the heads; on a narrow screen every row is a card. `nothing` is said if there are none.
+/// A row per item, below the headings; on a narrow screen every row is a card. An empty table shows `nothing`.
 pub(super) fn table<Item>(
     label: &str,
     columns: &[Column<'_>],
@@ -184,7 +184,7 @@ pub(super) fn table<Item>(
         @if items.is_empty() {
             p.nothing { (nothing) }
         } @else {
-            // As a card a table is none any more to those who hear it, unless that is said.
+            // As cards the elements lose their table roles for screen readers, so they are set explicitly.
             div.scroll role="region" aria-label=(label) tabindex="0" { table.cards role="table" {
                 thead role="rowgroup" { tr role="row" {
                     @for (name, kind) in columns { th scope="col" role="columnheader" class=[class(kind)] { (name) } }
@@ -206,12 +206,12 @@ pub(super) fn fact(name: &str, value: &Markup) -> Markup {
     html! { div { dt { (name) } dd { (value) } } }
 }
 
-/// A time, exactly and as how long ago it is.
+/// A time, exact and relative.
 pub(super) fn time(now: DateTime<Utc>, at: DateTime<Utc>) -> Markup {
     html! { time datetime=(rfc3339(at)) title=(rfc3339(at)) { (ago(now, at)) } }
 }
 
-/// A time that people read.
+/// A time as text.
 pub(super) fn moment(at: DateTime<Utc>) -> Markup {
     html! { time datetime=(rfc3339(at)) { (at.format("%Y-%m-%d %H:%M:%S")) } }
 }
@@ -228,7 +228,7 @@ pub(super) fn ago(now: DateTime<Utc>, at: DateTime<Utc>) -> String {
     }
 }
 
-/// A length of time in its two largest units.
+/// A duration in its two largest units.
 pub(super) fn length(time: TimeDelta) -> String {
     let seconds = time.num_seconds();
     let two = |large: i64, large_unit: &str, small: i64, small_unit: &str| {
@@ -246,17 +246,17 @@ pub(super) fn length(time: TimeDelta) -> String {
     }
 }
 
-/// A number with its word.
+/// A number with its noun.
 pub(super) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(number), if number == 1 { one } else { many })
 }
 
-/// A number, its thousands apart.
+/// A number with separated thousands.
 pub(super) fn grouped(number: u64) -> String {
     grouped_by(number, '\u{202f}')
 }
 
-/// A number with this between its thousands.
+/// A number with this separator between thousands.
 pub fn grouped_by(number: u64, separator: char) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -269,9 +269,9 @@ pub fn grouped_by(number: u64, separator: char) -> String {
     text
 }
 
-/// What somebody's data looks like before it is revealed: that there is something, and its first letter.
+/// Personal data before it is revealed: its first letter at most.
 pub(super) fn masked(value: &str) -> String {
-    // Of a short name one letter would be all or much of it.
+    // In a short name, one letter would be all or most of it.
     let mut masked: String =
         if value.chars().nth(2).is_some() { value.chars().take(1).collect() } else { String::new() };
     masked.push_str("•••");
@@ -281,17 +281,17 @@ pub(super) fn masked(value: &str) -> String {
     masked
 }
 
-/// Stands before an id that a path cannot hold as it is.
+/// Precedes an id that a path cannot hold unchanged.
 pub(super) const ESCAPE: char = '~';
 
-/// Where something with this id is: ids come from outside, and may look like paths or queries. [`Segment`] reads it.
+/// The path of the object with this id. Ids come from outside, and may look like paths or queries. [`Segment`] decodes it.
 ///
 /// [`Segment`]: super::error_page::Segment
 pub(super) fn whereabouts(folder: &str, id: &str) -> String {
     let encoded: String = url::form_urlencoded::byte_serialize(id.as_bytes()).collect();
-    // In a path a plus is a plus.
+    // In a path, a plus sign is literal.
     let encoded = encoded.replace('+', "%20");
-    // Browsers go up for these, however they are written.
+    // Browsers go up a level for these, however they are encoded.
     if matches!(id, "." | "..") || id.starts_with(ESCAPE) {
         format!("{folder}/{ESCAPE}{encoded}")
     } else {
@@ -299,40 +299,40 @@ pub(super) fn whereabouts(folder: &str, id: &str) -> String {
     }
 }
 
-/// Under which path the objects of a kind are.
+/// The path of the objects of a kind.
 pub(super) fn folder(entity: &Entity) -> String {
     format!("/{}", entity.table)
 }
 
-/// An id that leads to the page of its object.
+/// An id that links to the page of its object.
 pub(super) fn linked(id: &ClerkId) -> Markup {
     html! { a href=(whereabouts(&folder(id.entity()), id.as_str())) { (id) } }
 }
 
-/// What stands above the ids of what something is about.
+/// The heading of a column with the objects' ids.
 pub(super) fn about(app: &App) -> &'static str {
     if app.selection.entities().all(|entity| *entity == USER) { "User" } else { "About" }
 }
 
-/// What objects of a kind are called beside their parents: `memberships`.
+/// The short plural of a kind, without its parents: `memberships`.
 pub(super) fn plural(entity: &'static Entity) -> &'static str {
     beside_parents(entity, |entity| entity.table)
 }
 
-/// What one of them is called.
+/// The short singular of a kind.
 pub(super) fn singular(entity: &'static Entity) -> &'static str {
     beside_parents(entity, |entity| entity.kind)
 }
 
-/// A name without those of the parents, unless it would be another kind's: invitations to an organization are not those to the
-/// application.
+/// A name without those of the parents, unless another kind has the short name: invitations to an organization differ from
+/// invitations to the application.
 fn beside_parents(entity: &'static Entity, name: fn(&Entity) -> &'static str) -> &'static str {
     let short = entity.parents().fold(name(entity), |short, (_, parent)| without(short, parent));
     let is_another = entity::ALL.iter().any(|other| *other != entity && name(other) == short);
     if is_another { name(entity) } else { short }
 }
 
-/// Go there, by GET.
+/// Redirect to a page, by GET.
 pub(super) fn see(path: &str) -> Response {
     (StatusCode::SEE_OTHER, [(header::LOCATION, path.to_owned())]).into_response()
 }

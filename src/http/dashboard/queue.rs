@@ -1,4 +1,4 @@
-//! `/queue`: deliveries that wait or are dead. Why, what they say, and what to do with them.
+//! `/queue`: deliveries that are pending or dead, with the reason, the contents and the possible actions.
 
 use axum::{
     extract::{RawQuery, Request},
@@ -47,18 +47,18 @@ pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuer
         ("all", "All", None),
     ];
     let nothing = match state {
-        Some(QueueState::Dead) => "None. Whatever came could be applied, or still waits.",
-        Some(QueueState::Pending) => "None. Nothing waits.",
-        None => "None. Whatever came is applied.",
+        Some(QueueState::Dead) => "None. All deliveries were applied, or are still pending.",
+        Some(QueueState::Pending) => "None. No delivery is pending.",
+        None => "None. All deliveries are applied.",
     };
     let again = format!(
-        "{} will be tried again now, also what waits.",
+        "{} will be retried now, including pending ones.",
         count(depth.dead + depth.pending, "delivery", "deliveries")
     );
     let now = (app.clock)();
     let content = html! {
         (told(&asked, now))
-        p.note { "Genuine webhooks that could not be applied. What waits is tried again by itself, what is dead is not." }
+        p.note { "Genuine webhooks that could not be applied. Pending ones are retried automatically, dead ones are not." }
         (states("/queue", chosen, &tabs))
         (queued_table(&found, now, nothing))
         (next_page("More", "/queue", next))
@@ -71,8 +71,14 @@ pub(super) async fn list(Visit { app, session }: Visit, RawQuery(query): RawQuer
 
 /// Deliveries of the queue.
 pub(super) fn queued_table(queued: &[Queued], now: DateTime<Utc>, nothing: &str) -> Markup {
-    let columns =
-        [("Delivery", "id"), ("Type", ""), ("State", ""), ("Came", ""), ("Tries", "number"), ("Why", "why")];
+    let columns = [
+        ("Delivery", "id"),
+        ("Type", ""),
+        ("State", ""),
+        ("Received", ""),
+        ("Attempts", "number"),
+        ("Error", "why"),
+    ];
     table("Deliveries of the queue", &columns, nothing, queued, |one| {
         vec![
             html! { a href=(whereabouts("/queue", one.svix_id.as_str())) { (one.svix_id) } },
@@ -121,7 +127,7 @@ pub(super) async fn change(Visit { app, session }: Visit, Segment(id): Segment, 
     };
     let tally = act::<Queued>(&app, Which::These(vec![svix_id]), deed, false).await?;
     if tally.deletions > 0 {
-        let content = html! { p { "This is the deletion of a user, which stays until it is done." } };
+        let content = html! { p { "This is the deletion of a user, which is kept until it succeeds." } };
         return Ok(page(&app, &session, "/queue", "Not discarded", &content));
     }
     app.committer.bell().notify_one();
@@ -131,7 +137,7 @@ pub(super) async fn change(Visit { app, session }: Visit, Segment(id): Segment, 
 async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Answer {
     let svix_id = SvixId::new(id).ok_or(Problem::NotFound)?;
     let Some(parked) = read(app, async move |store| store.parked(&svix_id).await).await? else {
-        let content = html! { p { "It is not in the queue: it was applied or discarded, or never came." } };
+        let content = html! { p { "This delivery is not in the queue: it was applied or discarded, or never arrived." } };
         let mut page = page(app, session, "/queue", "Not in the queue", &content);
         *page.status_mut() = StatusCode::NOT_FOUND;
         return Ok(page);
@@ -142,33 +148,33 @@ async fn show_one(app: &App, session: &Session, id: &str, revealed: bool) -> Ans
 fn content(app: &App, session: &Session, parked: &Parked, now: DateTime<Utc>, revealed: bool) -> Markup {
     let path = whereabouts("/queue", parked.svix_id.as_str());
     html! {
-        p.reason { @if parked.last_error.is_empty() { "It was not tried yet." } @else { (parked.last_error) } }
+        p.reason { @if parked.last_error.is_empty() { "It has not been tried yet." } @else { (parked.last_error) } }
         dl.facts {
             (fact("State", &html! { span.tag.{ (parked.state().name()) } { (parked.state().name()) } }))
             (fact("Type", &html! { (parked.event_type.as_deref().unwrap_or("unreadable")) }))
             (fact(about(app), &html! {
                 @match &parked.clerk_id { Some(id) => code { (linked(id)) }, None => "unknown" }
             }))
-            (fact("Came", &time(now, parked.received_at)))
-            (fact("Tries", &html! { (parked.attempts) }))
-            (fact("Next", &parked.next_attempt_at.map_or(html! { "never, by itself" }, |at| time(now, at))))
+            (fact("Received", &time(now, parked.received_at)))
+            (fact("Attempts", &html! { (parked.attempts) }))
+            (fact("Next", &parked.next_attempt_at.map_or(html! { "not automatically" }, |at| time(now, at))))
         }
         div.deeds {
-            (asking(session, &path, "retry", "Retry", "It will be tried again now.", false))
+            (asking(session, &path, "retry", "Retry", "It will be retried now.", false))
             (asking(session, &path, "discard", "Discard",
-                "It will never be applied, also if Clerk sends it again. This cannot be undone.", true))
+                "It will never be applied, even if Clerk sends it again. This cannot be undone.", true))
         }
-        h2 { "What it says" }
-        @if parked.payload.is_empty() { p.nothing { "Nothing is kept of it." } }
+        h2 { "Contents" }
+        @if parked.payload.is_empty() { p.nothing { "The contents are not stored." } }
         @else {
             pre.scroll tabindex="0" { (said(&parked.payload, revealed)) }
-            @if revealed { p.note { "That this was shown stands in the audit trail." } }
-            @else { (button(session, &path, "reveal", "Reveal, and record that", "quiet")) }
+            @if revealed { p.note { "The audit trail records that this was revealed." } }
+            @else { (button(session, &path, "reveal", "Reveal (recorded)", "quiet")) }
         }
     }
 }
 
-/// The body, with every text in it masked unless it was revealed. Names of fields and what kind of event it is stay.
+/// The body, with its texts masked unless it was revealed. Names of fields and the event type are kept.
 fn said(payload: &[u8], revealed: bool) -> String {
     let Ok(mut body) = serde_json::from_slice::<Json>(payload) else {
         return if revealed {
@@ -189,7 +195,7 @@ fn said(payload: &[u8], revealed: bool) -> String {
     serde_json::to_string_pretty(&body).unwrap_or_default()
 }
 
-/// Fields whose texts are Clerk's own words.
+/// Fields whose texts come from Clerk's vocabulary.
 const HARMLESS: [&str; 5] = ["id", "object", "status", "strategy", "type"];
 
 fn mask(value: &mut Json) {
@@ -205,7 +211,7 @@ fn mask(value: &mut Json) {
     }
 }
 
-/// Mask all but what is Clerk's own. In metadata, and where they are odd, the names too are somebody's.
+/// Mask all values except Clerk's own words. In metadata, and where they look unusual, names are masked too.
 fn mask_fields(fields: &mut Map<String, Json>, is_clerks: &dyn Fn(&str, &Json) -> bool) {
     let masked_fields = std::mem::take(fields).into_iter().enumerate().map(|(index, (name, mut value))| {
         if name.ends_with("_metadata") && !value.is_null() {
@@ -219,7 +225,7 @@ fn mask_fields(fields: &mut Map<String, Json>, is_clerks: &dyn Fn(&str, &Json) -
     *fields = masked_fields.collect();
 }
 
-/// Whether it is a number, or a word such as Clerk's own: no address, no sentence.
+/// Whether it is a number, or a word like those of Clerk's vocabulary: not an address or a sentence.
 fn is_word(value: &Json) -> bool {
     match value {
         Json::Number(_) => true,
@@ -231,7 +237,7 @@ fn is_word(value: &Json) -> bool {
     }
 }
 
-/// Whether it is milliseconds of this century.
+/// Whether it is a time of this century in milliseconds.
 fn is_time(value: &Json) -> bool {
     value.as_i64().is_some_and(|number| (946_684_800_000..4_102_444_800_000).contains(&number))
 }

@@ -1,8 +1,8 @@
-//! Who is signed in: a cookie that proves that somebody once knew the token, until its time is over.
+//! Sessions: a cookie that proves, until it expires, that its holder knew the token.
 //!
-//! The cookie is a random name and an end, with an HMAC whose key is made from the token. So every replica with the same
-//! token believes it, nothing has to be stored, and another token ends all sessions. Whoever signs out is remembered by
-//! this process. Forms carry a second HMAC over the name, which another site cannot know.
+//! The cookie consists of a random name, an end, and an HMAC whose key is derived from the token. So every replica with the
+//! same token accepts it, nothing has to be stored, and a new token ends all sessions. This process remembers sessions that
+//! were signed out. Forms carry a second HMAC over the name, which another site cannot know.
 
 use std::{
     collections::HashMap,
@@ -24,23 +24,23 @@ use crate::http::{App, error::Problem};
 /// The name of the cookie.
 const COOKIE: &str = "clerk-sync-session";
 
-/// How long somebody stays signed in.
+/// How long a session lasts.
 const LASTING: TimeDelta = TimeDelta::hours(8);
 
-/// The end as eight bytes, then the random name.
+/// The end in eight bytes, then the random name.
 const NAME_BYTES: usize = 8 + 16;
 
 type Name = [u8; NAME_BYTES];
 
-/// Somebody who is signed in.
+/// The session of an operator.
 #[derive(Clone)]
 pub(super) struct Session {
     name: Name,
-    /// What forms carry.
+    /// The token in its forms.
     pub(super) csrf: String,
 }
 
-/// What every page that only those see who are signed in needs of the request.
+/// The request data that every page of a session needs.
 pub(super) struct Visit {
     pub(super) app: Arc<App>,
     pub(super) session: Session,
@@ -55,10 +55,10 @@ impl FromRequestParts<Arc<App>> for Visit {
     }
 }
 
-/// Makes sessions and knows them again.
+/// Creates and verifies sessions.
 pub(super) struct Sessions {
     key: [u8; 32],
-    /// Who signed out, until when they would have been believed.
+    /// Sessions that were signed out, and until when they would be valid.
     ended: Mutex<HashMap<Name, DateTime<Utc>>>,
 }
 
@@ -68,7 +68,7 @@ impl Sessions {
         Self { key, ended: Mutex::default() }
     }
 
-    /// Begin a session; gives the `Set-Cookie` line.
+    /// Begin a session; returns the `Set-Cookie` value.
     pub(super) fn begin(&self, now: DateTime<Utc>) -> String {
         let mut name = [0; NAME_BYTES];
         let (end, random) = name.split_at_mut(8);
@@ -78,9 +78,9 @@ impl Sessions {
         cookie(&BASE64.encode(value), LASTING)
     }
 
-    /// Whose session it is that the request shows.
+    /// The session that the request's cookie names.
     pub(super) fn find(&self, headers: &HeaderMap, now: DateTime<Utc>) -> Option<Session> {
-        // Other programs of the same host have cookies too, perhaps of the same name and no text at all.
+        // Other programs on the same host set cookies too, perhaps with the same name and invalid text.
         let pairs = headers
             .get_all(header::COOKIE)
             .iter()
@@ -104,7 +104,7 @@ impl Sessions {
         Some(Session { name: *name, csrf: BASE64.encode(mac(&self.key, &[b"form", name])) })
     }
 
-    /// End a session; gives the `Set-Cookie` line.
+    /// End a session; returns the `Set-Cookie` value.
     pub(super) fn end(&self, session: &Session, now: DateTime<Utc>) -> String {
         self.with(|ended| {
             ended.retain(|_, until| *until > now);
@@ -125,7 +125,7 @@ impl Session {
     }
 }
 
-/// Behind a proxy that speaks TLS `Secure` would be better still, but on a laptop nobody could sign in.
+/// `Secure` is left out: behind a TLS proxy it would be better, but on a laptop it would prevent signing in.
 fn cookie(value: &str, lasting: TimeDelta) -> String {
     format!("{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}", lasting.num_seconds())
 }

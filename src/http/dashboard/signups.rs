@@ -1,4 +1,4 @@
-//! `GET /sign-ups`: how many, by day, week and month.
+//! `GET /sign-ups`: the number of sign-ups by day, week and month.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{http::v1::read, store::Bucket};
 
-/// By what they can be put together, and how many buckets are shown.
+/// The buckets, and how many of each are shown.
 pub(super) const BUCKETS: [(Bucket, &str, u32); 3] =
     [(Bucket::Day, "day", 30), (Bucket::Week, "week", 26), (Bucket::Month, "month", 24)];
 
-/// How many signed up, and as of when.
+/// The numbers, and when they were counted.
 pub(super) struct SignUps {
     counted: Vec<(NaiveDate, u64)>,
     at: DateTime<Utc>,
@@ -43,21 +43,22 @@ pub(super) async fn show(Visit { app, session }: Visit, RawQuery(query): RawQuer
         let label = day.format(if bucket == Bucket::Month { "%b %Y" } else { "%d %b" }).to_string();
         Bar { label, tick: tick(bucket, *day), heights: vec![signups] }
     });
-    let title = format!("Sign-ups in these {number} {name}s");
+    let title = format!("Sign-ups in the last {number} {name}s");
     let chart = Chart { title: &title, series: &["sign-ups"], bars: bars.collect() };
     let content = html! {
-        nav.tabs aria-label="Put together by" {
+        nav.tabs aria-label="Group by" {
             @for (_, other, _) in BUCKETS {
                 a href={ "/sign-ups?by=" (other) } aria-current=[(other == name).then_some("true")] { "By " (other) }
             }
         }
         (chart.draw())
-        p.note { "By the time that Clerk says, in UTC. Whoever was deleted since counts no more, unless the row is kept anonymised. Counted " (ago(now, signups.at)) "." }
+        p.note { "By Clerk's sign-up time, in UTC. Users deleted since do not count, unless their rows are kept anonymised. "
+            "Counted " (ago(now, signups.at)) "." }
     };
     Ok(page(&app, &session, "/sign-ups", "Sign-ups", &content))
 }
 
-/// What stands below the bar that begins at this day: only now and then anything.
+/// The label below the bar that begins on this day; most bars have none.
 fn tick(bucket: Bucket, day: NaiveDate) -> Option<String> {
     let (is_shown, format) = match bucket {
         Bucket::Day => (day.weekday() == Weekday::Mon, "%d %b"),

@@ -1,4 +1,4 @@
-//! `/sinks`: what waits for each, what was not taken and why, and pausing them.
+//! `/sinks`: the messages of each sink, the reasons for failures, and actions such as pausing.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ use crate::{
     sync::operator::Which,
 };
 
-/// What is known of a sink.
+/// The state of a sink.
 struct Known {
     name: String,
     is_configured: bool,
@@ -38,7 +38,7 @@ struct Known {
     oldest: Option<DateTime<Utc>>,
 }
 
-/// All sinks in the order of their names: those that are configured, those that anything waits for, and those that are paused.
+/// All sinks in the order of their names: those that are configured, have messages, or are paused.
 async fn load(app: &App) -> Result<Vec<Known>, Problem> {
     let (depth, paused) =
         read(app, async |store| Ok((store.outbox_depth().await?, store.paused_sinks().await?))).await?;
@@ -67,7 +67,7 @@ pub(super) async fn list(Visit { app, session }: Visit) -> Answer {
     let sinks = load(&app).await?;
     let now = (app.clock)();
     let columns: [Column<'_>; 5] =
-        [("Sink", ""), ("State", ""), ("Waiting", "number"), ("Dead", "number"), ("Oldest written", "")];
+        [("Sink", ""), ("State", ""), ("Waiting", "number"), ("Dead", "number"), ("Oldest message", "")];
     let cells = |sink: &Known| {
         vec![
             html! { a href={ "/sinks/" (sink.name) } { (sink.name) } },
@@ -78,9 +78,9 @@ pub(super) async fn list(Visit { app, session }: Visit) -> Answer {
         ]
     };
     let content = html! {
-        p.note { "Other systems that are told of users. What they are told waits here until they have taken it." }
+        p.note { "Other systems that receive changes. Messages wait here until the system accepts them." }
         @if sinks.is_empty() {
-            p.nothing { "None is configured. Each is a table " code { "[[sink]]" } " in " code { "clerk-sync.toml" } "." }
+            p.nothing { "No sink is configured. Each sink is a table " code { "[[sink]]" } " in " code { "clerk-sync.toml" } "." }
         } @else {
             (table("Sinks", &columns, "", &sinks, cells))
         }
@@ -143,24 +143,24 @@ pub(super) async fn show(
     Ok(page(&app, &session, "/sinks", &name, &content))
 }
 
-/// What can be done with a sink.
+/// The actions for a sink.
 fn deeds(session: &Session, path: &str, sink: &Known) -> Markup {
     let dead = sink.dead;
     let again = format!("{} will be sent again.", count(dead, "message", "messages"));
     let given_up = format!(
-        "The sink will never hear of {}. Deletions stay. This cannot be undone.",
+        "The sink will never receive {}. Deletions are kept. This cannot be undone.",
         count(dead, "change", "changes")
     );
     html! {
         div.deeds {
             @if sink.paused_since.is_some() {
-                (asking(session, path, "resume", "Resume", "What waits goes out again.", false))
+                (asking(session, path, "resume", "Resume", "Waiting messages are delivered again.", false))
             } @else {
                 (asking(session, path, "pause", "Pause", "Messages wait until you resume it; nothing is lost.", false))
             }
             @if dead > 0 {
-                (asking(session, path, "retry", "Retry all that are dead", &again, false))
-                (asking(session, path, "discard", "Discard all that are dead", &given_up, true))
+                (asking(session, path, "retry", "Retry all dead messages", &again, false))
+                (asking(session, path, "discard", "Discard all dead messages", &given_up, true))
             }
         }
     }
@@ -169,12 +169,12 @@ fn deeds(session: &Session, path: &str, sink: &Known) -> Markup {
 fn messages_table(messages: &[StoredMessage], now: DateTime<Utc>, about: &str) -> Markup {
     let columns: [Column<'_>; 7] = [
         ("Number", "number"),
-        ("What", ""),
+        ("Type", ""),
         (about, "id"),
         ("State", ""),
-        ("Written", ""),
-        ("Tries", "number"),
-        ("Why", "why"),
+        ("Created", ""),
+        ("Attempts", "number"),
+        ("Error", "why"),
     ];
     table("Messages", &columns, "There are none.", messages, |message| {
         vec![

@@ -1,4 +1,4 @@
-//! Is my data right? What is known, judged, the worst first.
+//! Judges whether the data is right. The worst finding comes first.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -9,41 +9,41 @@ use crate::{
     work::backlog::{Backlog, WATCHING},
 };
 
-/// After so long without a word we wonder.
+/// A silence longer than this is reported.
 const SILENCE: TimeDelta = TimeDelta::hours(1);
 
-/// A delivery or message that has been due for so long is held up.
+/// A delivery or message that has been due for longer than this is reported as delayed.
 pub(super) const HELD_UP: TimeDelta = WATCHING.message;
 
-/// What the database says.
+/// What the database knows.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     /// When the newest delivery was processed.
     pub(super) last_event: Option<DateTime<Utc>>,
-    /// What was answered in the last hour, minute by minute.
+    /// The answers of the last hour, by minute.
     pub(super) hour: Vec<Activity>,
     pub(super) backlog: Backlog,
-    /// When the last reconcile came to its end, and what it found.
+    /// When the last reconcile finished, and its result.
     pub(super) reconciled: Option<(DateTime<Utc>, Summary)>,
 }
 
-/// How bad it is.
+/// The severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
     /// The data is wrong, or about to become so.
     Wrong,
-    /// The data may be right; somebody should look.
+    /// The data may be right; the operator should check.
     Doubtful,
 }
 
-/// Something that somebody should know.
+/// A problem that the operator should know about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) level: Level,
     pub(super) what: String,
     /// What to do about it.
     pub(super) remedy: &'static str,
-    /// The page on which it can be seen, and what to call the link to it.
+    /// The page with the details, and the text of the link to it.
     pub(super) link: Option<(String, &'static str)>,
 }
 
@@ -57,7 +57,7 @@ impl Finding {
     }
 }
 
-/// All that is not as it should be, the worst first.
+/// All problems, the worst first.
 pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = [
         signatures(facts, now),
@@ -77,17 +77,17 @@ pub(super) fn findings(facts: &Facts, now: DateTime<Utc>) -> Vec<Finding> {
     findings
 }
 
-/// Whether deliveries were believed and taken in. What failed may never have been looked at.
+/// Whether deliveries were verified and accepted. A failed one may not have been verified.
 fn is_believed(activity: &Activity) -> bool {
     !matches!(activity.outcome.as_str(), "rejected" | "failed")
 }
 
-/// When the last webhook was believed and taken in.
+/// When the last webhook was verified and accepted.
 pub(super) fn last_believed(hour: &[Activity]) -> Option<DateTime<Utc>> {
     hour.iter().filter(|activity| is_believed(activity)).map(|activity| activity.latest).max()
 }
 
-/// How many webhooks these are, and when the last of them came; `None` if there are none.
+/// The number of these webhooks, and the time of the last one; `None` if there are none.
 fn sum<'a>(of: impl Iterator<Item = &'a Activity>) -> Option<(u64, DateTime<Utc>)> {
     of.map(|activity| (activity.count, activity.latest))
         .reduce(|(all, last), (count, at)| (all + count, last.max(at)))
@@ -106,49 +106,49 @@ fn signatures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
         count(all, "webhook was refused", "webhooks were refused"),
         if is_signature { "signature" } else { "time" },
         ago(now, last),
-        if nothing_since { "and none was believed since" } else { "while others are believed" }
+        if nothing_since { "and none was accepted since" } else { "while others are accepted" }
     );
     let (level, remedy) = match (nothing_since, is_signature) {
         (true, true) => (
             Level::Wrong,
             "Compare `CLERK_WEBHOOK_SIGNING_SECRET` with the signing secret of the endpoint in the Clerk Dashboard: after a \
-             rotation it needs the new one, best beside the old one. Svix sends again for 28 hours.",
+             rotation, set the new secret, preferably alongside the old one. Svix retries for 28 hours.",
         ),
         (false, true) => (
             Level::Doubtful,
-            "Somebody else knows the address, or one of two endpoints in the Clerk Dashboard has a secret that is not in \
+            "Another sender knows the address, or one of two endpoints in the Clerk Dashboard has a secret that is missing in \
              `CLERK_WEBHOOK_SIGNING_SECRET`.",
         ),
         (true, false) => (
             Level::Wrong,
-            "Their signatures were made at a time that is far from ours: set this machine's clock. Svix sends again for 28 hours.",
+            "Their timestamps differ too much from this machine's time: set its clock. Svix retries for 28 hours.",
         ),
         (false, false) => (
             Level::Doubtful,
-            "They were signed long before they came: something on the way holds them back, or somebody repeats old ones.",
+            "They were signed long before they arrived: something on the way delays them, or old webhooks are being replayed.",
         ),
     };
-    Some(Finding::new(level, what, remedy).seen_at("/#webhooks", "See what was answered"))
+    Some(Finding::new(level, what, remedy).seen_at("/#webhooks", "See the answers"))
 }
 
-/// Genuine or not, what was refused for a setting of ours.
+/// Webhooks, genuine or not, that were refused because of a setting.
 fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     for (reason, level, remedy) in [
         (
             "wrong_instance",
             Level::Wrong,
-            "They are signed with our secret and of another instance of Clerk than the users here. `clerk-sync doctor` names \
-             both; the runbook (ClerkSyncOtherInstance) says what to do.",
+            "They are signed with this service's secret, but belong to another Clerk instance than the users here. `clerk-sync \
+             doctor` names both; the runbook (ClerkSyncOtherInstance) describes what to do.",
         ),
         (
             "body_too_large",
             Level::Doubtful,
-            "If they are Clerk's, raise `WEBHOOK_MAX_BODY_BYTES`: users with large metadata are missing their changes.",
+            "If they are Clerk's, raise `WEBHOOK_MAX_BODY_BYTES`: changes of users with large metadata are missing.",
         ),
         (
             "address_not_allowed",
             Level::Doubtful,
-            "If they are Clerk's, mend `WEBHOOK_ALLOWED_IPS` and `TRUSTED_PROXIES`: `svix` allows Svix's own addresses.",
+            "If they are Clerk's, correct `WEBHOOK_ALLOWED_IPS` and `TRUSTED_PROXIES`: `svix` allows Svix's own addresses.",
         ),
     ] {
         if let Some((all, last)) = sum(facts.hour.iter().filter(|activity| activity.reason == reason)) {
@@ -158,7 +158,7 @@ fn refusals(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
                 ago(now, last)
             );
             let finding = Finding::new(level, what, remedy);
-            return Some(finding.seen_at("/#webhooks", "See what was answered"));
+            return Some(finding.seen_at("/#webhooks", "See the answers"));
         }
     }
     None
@@ -174,12 +174,12 @@ fn failures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
         format!(
             "{} in the last ten minutes{}",
             count(all, "webhook was answered 503", "webhooks were answered 503"),
-            if nothing_since { ", and none was taken in since" } else { "" }
+            if nothing_since { ", and none was accepted since" } else { "" }
         ),
-        "Nothing is lost: Svix sends them again for 28 hours. The log says why; most often the database is away, full or \
+        "Nothing is lost: Svix sends them again for 28 hours. The log shows why; most often the database is unavailable, full or \
          locked.",
     );
-    Some(finding.seen_at("/#webhooks", "See what was answered"))
+    Some(finding.seen_at("/#webhooks", "See the answers"))
 }
 
 fn dead(facts: &Facts) -> Option<Finding> {
@@ -187,10 +187,10 @@ fn dead(facts: &Facts) -> Option<Finding> {
     (dead > 0).then(|| {
         let what = count(
             dead,
-            "delivery could not be applied and is not tried again",
-            "deliveries could not be applied and are not tried again",
+            "delivery could not be applied and is not retried",
+            "deliveries could not be applied and are not retried",
         );
-        Finding::new(Level::Wrong, what, "Each says why. Mend the cause, then retry them.")
+        Finding::new(Level::Wrong, what, "Each shows its error. Fix the cause, then retry them.")
             .seen_at("/queue?state=dead", "See the dead letters")
     })
 }
@@ -200,22 +200,22 @@ fn held_up(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let finding = Finding::new(
         Level::Wrong,
         format!("Deliveries have waited to be applied for {}", length(late)),
-        "Is a worker running (`serve` without `--no-worker`, or `clerk-sync worker`), and does the log say why it gets \
-         nowhere?",
+        "Is a worker running (`serve` without `--no-worker`, or `clerk-sync worker`)? If so, its log shows what prevents \
+         progress.",
     );
-    Some(finding.seen_at("/queue?state=pending", "See what waits"))
+    Some(finding.seen_at("/queue?state=pending", "See the pending deliveries"))
 }
 
 fn silence(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     let (what, remedy) = match facts.last_event {
         None => (
-            "No webhook has come yet".to_owned(),
+            "No webhook has arrived yet".to_owned(),
             "Add the endpoint in the Clerk Dashboard, or send a sample: `clerk-sync send user.created`.",
         ),
         Some(last) if now - last > SILENCE => (
             format!("No webhook for {}", length(now - last)),
-            "Perhaps nobody signed in. If that is unlikely: does the Clerk Dashboard show failing deliveries, or the endpoint \
-             as disabled? `clerk-sync reconcile --dry-run` shows whether anything was missed.",
+            "Perhaps there were no changes. If that is unlikely: does the Clerk Dashboard show failing deliveries, or a disabled \
+             endpoint? `clerk-sync reconcile --dry-run` shows whether anything was missed.",
         ),
         Some(_) => return None,
     };
@@ -235,16 +235,14 @@ fn drift(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     Some(if summary.mended < differed {
         Finding::new(
             Level::Wrong,
-            format!(
-                "{users} from Clerk at the last reconcile, {when} ({kinds}), and not all could be mended"
-            ),
-            "`clerk-sync reconcile --dry-run` names them and says why.",
+            format!("{users} from Clerk at the last reconcile, {when} ({kinds}), and not all could be fixed"),
+            "`clerk-sync reconcile --dry-run` lists them with the reasons.",
         )
     } else {
         Finding::new(
             Level::Doubtful,
-            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); all of it was mended"),
-            "Webhooks got lost, or somebody edited the table. Look at the endpoint's failures in the Clerk Dashboard.",
+            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); all of it was fixed"),
+            "Webhooks were lost, or the table was edited by hand. Check the endpoint's failures in the Clerk Dashboard.",
         )
     })
 }
@@ -255,19 +253,19 @@ fn erasures(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     (!names.is_empty()).then(|| {
         Finding::new(
             Level::Wrong,
-            format!("Erasures are not confirmed after 30 days by {}", names.join(", ")),
-            "`clerk-sync erase report --overdue` names them.",
+            format!("Erasures not confirmed after 30 days: {}", names.join(", ")),
+            "`clerk-sync erase report --overdue` lists them.",
         )
     })
 }
 
 fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> Finding {
     let SinkDepth { sink, pending, dead, oldest } = depth;
-    let waiting = count(*pending, "message waits", "messages wait");
+    let waiting = count(*pending, "pending message", "pending messages");
     let (level, what, remedy) = if *dead > 0 {
-        let dead = count(*dead, "message, which was given up", "messages, which were given up");
-        let remedy = "Each says why. Mend the cause, then retry them.";
-        (Level::Wrong, format!("Sink {sink} did not take {dead}"), remedy)
+        let dead = count(*dead, "message, which is dead", "messages, which are dead");
+        let remedy = "Each shows its error. Fix the cause, then retry them.";
+        (Level::Wrong, format!("Sink {sink} did not accept {dead}"), remedy)
     } else if paused.is_some() {
         (Level::Doubtful, format!("Sink {sink} is paused; {waiting}"), "Resume it when it is ready.")
     } else {
@@ -277,7 +275,7 @@ fn of_sink(depth: &SinkDepth, paused: Option<TimeDelta>, now: DateTime<Utc>) -> 
                 "Sink {sink} is behind: {waiting}, the oldest for {}",
                 length(now - oldest.unwrap_or(now))
             ),
-            "Is it down? Its messages and the log say what it answers; they go out by themselves once it is back.",
+            "Is it down? Its messages and the log show its answers; the messages are delivered automatically once it is back.",
         )
     };
     Finding::new(level, what, remedy).seen_at(format!("/sinks/{sink}"), "See its messages")
@@ -337,7 +335,7 @@ mod tests {
         let silent = Facts { last_event: Some(minutes_ago(61)), hour: vec![], ..well() };
         assert_eq!(only(&silent), (Level::Doubtful, "No webhook for 1 h 1 min".to_owned()));
         let (_, what) = only(&Facts { last_event: None, hour: vec![], ..well() });
-        assert_eq!(what, "No webhook has come yet");
+        assert_eq!(what, "No webhook has arrived yet");
     }
 
     #[test]
@@ -348,18 +346,18 @@ mod tests {
         assert_eq!(level, Level::Wrong);
         assert_eq!(
             what,
-            "2 webhooks were refused in the last hour because of the signature, the last 1 min ago, and none was believed since"
+            "2 webhooks were refused in the last hour because of the signature, the last 1 min ago, and none was accepted since"
         );
         facts.hour.push(answered(0, "applied", ""));
         assert_eq!(only(&facts).0, Level::Doubtful);
-        // A clock that is wrong is no wrong secret.
+        // A wrong clock is not a wrong secret.
         let facts = Facts { hour: vec![answered(1, "rejected", "timestamp_out_of_tolerance")], ..well() };
         let finding = findings(&facts, now()).remove(0);
         assert!(
             finding.what.contains("because of the time") && finding.remedy.contains("clock"),
             "{finding:?}"
         );
-        // What any passer-by can have says nothing.
+        // Refusals that anyone can cause say nothing.
         let facts = Facts { hour: vec![answered(1, "rejected", "missing_headers")], ..well() };
         assert_eq!(told(&facts), []);
     }
@@ -373,7 +371,7 @@ mod tests {
         assert_eq!(only(&facts).0, Level::Wrong);
         facts.hour.push(answered(4, "applied", ""));
         assert_eq!(only(&facts).0, Level::Doubtful);
-        // What was never looked at proves no signature.
+        // A failed webhook may be unverified, so it proves no signature.
         let facts = Facts {
             hour: vec![answered(2, "rejected", "invalid_signature"), answered(1, "failed", "overloaded")],
             ..well()
@@ -419,8 +417,11 @@ mod tests {
         let facts = |backlog| Facts { backlog, ..well() };
         let with = |sink| facts(Backlog { sinks: vec![sink], ..Backlog::default() });
         assert_eq!(told(&with(sink(100, 0, 0))), []);
-        assert_eq!(only(&with(sink(3, 0, 2))).1, "Sink crm is behind: 3 messages wait, the oldest for 2 min");
-        assert!(only(&with(sink(3, 1, 2))).1.contains("given up"));
+        assert_eq!(
+            only(&with(sink(3, 0, 2))).1,
+            "Sink crm is behind: 3 pending messages, the oldest for 2 min"
+        );
+        assert!(only(&with(sink(3, 1, 2))).1.contains("dead"));
         let paused = vec![("crm".to_owned(), minutes_ago(5))];
         let paused = Backlog { sinks: vec![sink(3, 0, 2)], paused, ..Backlog::default() };
         assert_eq!(only(&facts(paused)).0, Level::Doubtful);

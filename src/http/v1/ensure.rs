@@ -1,4 +1,4 @@
-//! `POST /v1/<table>/{clerk_id}/ensure`: an object for the page that loads before its webhook.
+//! `POST /v1/<table>/{clerk_id}/ensure`: fetches an object for a page that loads before its webhook arrives.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     sync::catch_up::CatchUpError,
 };
 
-/// Every route of this file, for those of these kinds of which Clerk shows a single object.
+/// The routes of this file, for those of these kinds whose single objects Clerk's API returns.
 pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
     kinds.iter().copied().filter(|entity| entity.has_one).fold(Router::new(), |router, entity| {
         let path = format!("/v1/{}/{{clerk_id}}/ensure", entity.table);
@@ -25,7 +25,7 @@ pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
     })
 }
 
-/// One object of a kind that can be asked for. However many ask at the same time, Clerk is asked once.
+/// Ensure one object. However many callers ask at the same time, Clerk is asked once.
 async fn ensure(State(app): State<Arc<App>>, path: Segment, entity: &'static Entity) -> Answer<Shown> {
     let deadline = Instant::now() + app.answer_within;
     let id = objects::id(entity, path)?;
@@ -38,7 +38,7 @@ async fn ensure(State(app): State<Arc<App>>, path: Segment, entity: &'static Ent
         let row = row.standing().ok_or(Problem::ObjectNotFound(entity))?;
         return Ok(Json(Shown::from(row)));
     };
-    // What is under way goes on without us.
+    // The work continues if the caller hangs up.
     let row = timeout_at(deadline, ensure.ensure(&id)).await.map_err(|_| Problem::ClerkUnavailable)?;
     match row {
         Ok(Some(row)) => Ok(Json(Shown::from(row))),

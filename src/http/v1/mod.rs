@@ -1,9 +1,9 @@
-//! `/v1`: the private API, every route of it on one screen.
+//! `/v1`: the private API. [`routes`] lists its routes.
 //!
-//! It reads, fetches from Clerk what is not here yet, and retries or discards what waits. Every request shows the bearer token
-//! of `ADMIN_TOKEN` first, also to learn that there is nothing there. Answers are JSON, never to be cached, and come within the
-//! deadline of every other answer. Few read at a time, so that they cannot take the connections that webhooks need, and what
-//! is asked goes into no log: e-mail addresses stand in it.
+//! It reads objects, fetches missing objects from Clerk, and retries or discards entries of the queue and the outbox. Every
+//! request needs the bearer token of `ADMIN_TOKEN`, even to learn that a path does not exist. Answers are JSON, are never
+//! cached, and meet the same deadline as all other answers. The number of concurrent reads is small, so that they cannot take
+//! the connections that webhooks need. Queries are not logged, because they contain e-mail addresses.
 
 mod ensure;
 pub(super) mod objects;
@@ -50,25 +50,25 @@ use crate::{
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// The part of a path that stands for an id or a name, if it is text.
+/// The part of a path that holds an id or a name, if it is text.
 type Segment = Result<Path<String>, PathRejection>;
 
-/// The most that a body may have: a thousand ids with room to spare.
+/// The maximum size of a body: a thousand ids with a margin.
 const MAX_BODY_BYTES: usize = 512 * 1024;
 
-/// How many ids a body may name.
+/// The maximum number of ids in a body.
 const MAX_IDS: usize = 1000;
 
-/// Wrong tokens in a row before answers to more of them take their time.
+/// Wrong tokens in a row before further answers are delayed.
 const FREE_ATTEMPTS: u32 = 30;
 
-/// How many questions the database is asked at a time.
+/// The maximum number of concurrent queries.
 const READERS: usize = 2;
 
 /// Everything at `/v1` and below.
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
-        // What is kept of every kind: `/v1/users`, `/v1/users/{clerk_id}`.
+        // The routes of every kind: `/v1/users`, `/v1/users/{clerk_id}`.
         .merge(objects::routes(app.api.kinds))
         .merge(ensure::routes(app.api.kinds))
         .route("/v1/signups", get(signups::count))
@@ -82,7 +82,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/v1/queue/discard", post(queue::discard))
         .route("/v1/queue/{svix_id}", get(queue::show))
         .route("/v1/openapi.json", get(openapi::show))
-        // What is not there needs the token as well.
+        // Unknown paths need the token too.
         .route("/v1", any(nothing))
         .route("/v1/", any(nothing))
         .route("/v1/{*elsewhere}", any(nothing))
@@ -96,12 +96,12 @@ async fn nothing() -> Problem {
     Problem::NotFound
 }
 
-/// The same, for programs to read.
+/// The `OpenAPI` description of these routes.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "clerk-sync: the private API",
-        description = "Reads what clerk-sync keeps, and retries or discards what waits. Every request needs ADMIN_TOKEN."
+        description = "Reads stored objects, and retries or discards deliveries and messages. Every request needs ADMIN_TOKEN."
     ),
     paths(
         signups::count,
@@ -121,22 +121,22 @@ async fn nothing() -> Problem {
 )]
 struct Documentation;
 
-/// What the private API needs.
+/// The state of the private API.
 pub struct Api {
     store: Arc<dyn Store>,
     pub(super) kinds: Kinds,
-    /// `None`: nobody is let in.
+    /// `None`: every request is refused.
     pub(super) token: Option<Token>,
     pub(super) attempts: Attempts,
-    /// Room of its own, which webhooks do not fill.
+    /// A budget of its own, which webhooks do not use.
     bodies: Bodies,
     places: Arc<Semaphore>,
-    /// `None`: there is no key to Clerk's API.
+    /// `None`: there is no key for Clerk's API.
     ensure: Option<Ensure>,
 }
 
 impl Api {
-    /// Read objects of these kinds from this store, for callers with this token; without one, for nobody.
+    /// Serves objects of these kinds from this store, to callers with this token; without a token, every request is refused.
     pub fn new(store: Arc<dyn Store>, kinds: Kinds, token: Option<&str>, ensure: Option<Ensure>) -> Self {
         Self {
             store,
@@ -150,7 +150,7 @@ impl Api {
     }
 }
 
-/// Ask the database, in a task of its own, so that a caller that hangs up cancels nothing there.
+/// Query the database in a separate task, so that a caller that hangs up cancels nothing there.
 pub(super) async fn read<T, Answer>(
     app: &App,
     ask: impl FnOnce(Arc<dyn Store>) -> Answer,
@@ -161,7 +161,7 @@ where
 {
     let now = Instant::now();
     let deadline = now + app.answer_within;
-    // Whoever gets a place has time left to make use of it.
+    // A query that gets a place has enough time left to use it.
     let place = timeout_at(now + app.answer_within / 2, Arc::clone(&app.api.places).acquire_owned()).await;
     let Ok(Ok(place)) = place else { return Err(Problem::Overloaded) };
     let answer = ask(Arc::clone(&app.api.store));
@@ -175,17 +175,17 @@ where
             }
         };
         timeout_at(deadline, found).await.unwrap_or_else(|_| {
-            tracing::warn!("the private API could not read in time");
+            tracing::warn!("the private API could not read from the database in time");
             Err(Problem::DatabaseUnavailable)
         })
     }));
-    // If it panicked, that is in the log.
+    // A panic is already in the log.
     reading.await.unwrap_or(Err(Problem::Internal))
 }
 
-/// Why nothing was read. A statement of ours that the database refuses is most often one for tables of another version.
+/// Why a read failed. A query that the database refuses usually means that the tables belong to another version.
 async fn cause(error: &StoreError, probe: Probe) -> Problem {
-    tracing::warn!(%error, "the private API could not read");
+    tracing::warn!(%error, "the private API could not read from the database");
     let is_refused = matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema);
     if is_refused && probe.ask().await == Some(Problem::SchemaNotCurrent) {
         Problem::NotMigrated
@@ -194,7 +194,7 @@ async fn cause(error: &StoreError, probe: Probe) -> Problem {
     }
 }
 
-/// Retry or discard entries of the queue or of the outbox; on a dry run only count them.
+/// Retry or discard entries of the queue or of the outbox; a dry run only counts them.
 pub(super) async fn act<E: Entry + 'static>(
     app: &App,
     which: Which<E::Id>,
@@ -208,7 +208,7 @@ where
     read(app, async move |store| operator::act::<E>(&*store, &which, deed, dry_run, now).await).await
 }
 
-/// The entries that a body names, if it does so in exactly one way.
+/// The selected entries, if a body selects them in exactly one way.
 fn which<Id>(ids: Option<Vec<Id>>, of: Option<String>, all: bool) -> Option<Which<Id>> {
     match (ids, of, all) {
         (Some(ids), None, false) if (1..=MAX_IDS).contains(&ids.len()) => Some(Which::These(ids)),
@@ -218,12 +218,12 @@ fn which<Id>(ids: Option<Vec<Id>>, of: Option<String>, all: bool) -> Option<Whic
     }
 }
 
-/// The name of a sink or of a type of event that every database can be asked for.
+/// The name of a sink or an event type, if every database can store it.
 fn name(text: &str) -> Option<String> {
     (!text.is_empty() && text.len() <= 255 && !text.contains('\0')).then(|| text.to_owned())
 }
 
-/// The body of a request that says which of many are meant. What is not allowed is told by `complaint`.
+/// The body of a request that selects entries. An invalid body is answered with `complaint`.
 async fn body<T: DeserializeOwned>(
     app: &App,
     request: Request,
@@ -234,7 +234,7 @@ async fn body<T: DeserializeOwned>(
     serde_json::from_slice(&body).map_err(|_| Problem::InvalidBody(complaint))
 }
 
-/// People's data stays nowhere on the way.
+/// Personal data must not be cached on the way.
 async fn forbid_caching(mut response: Response) -> Response {
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -1,5 +1,5 @@
-//! `GET /v1/<table>` and `GET /v1/<table>/{clerk_id}` of every kind, and what belongs to an object: the rows of those that are
-//! there. What was deleted is not.
+//! `GET /v1/<table>` and `GET /v1/<table>/{clerk_id}` of every kind, and lists of related objects. Deleted objects are
+//! not returned.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -24,24 +24,24 @@ use crate::{
     store::{Row, RowFilter},
 };
 
-const OF_USERS: &str = "the parameters are email, after and limit, each at most once";
-const OF_OTHERS: &str = "the parameters are after and limit, each at most once";
-const EMAIL: &str = "email: allowed is a whole address, in which + is written as %2B";
+const OF_USERS: &str = "allowed parameters are email, after and limit, each at most once";
+const OF_OTHERS: &str = "allowed parameters are after and limit, each at most once";
+const EMAIL: &str = "email: must be a complete address, with + written as %2B";
 
 /// One page of rows of a kind.
 #[derive(Serialize)]
 pub(super) struct Page {
-    /// Under the name that they have here.
+    /// The list, under the name of its table.
     #[serde(flatten)]
     rows: HashMap<&'static str, Vec<Shown>>,
-    /// What to give as `after` for the next page; none on the last one.
+    /// The value of `after` for the next page; none on the last one.
     next: Option<String>,
 }
 
 /// A row as the API shows it. Fields that are not synced are null.
 pub(super) struct Shown {
     row: Row,
-    /// What leads to it, under this name.
+    /// The linking object, such as a membership, and its name.
     link: Option<(&'static str, Row)>,
 }
 
@@ -58,7 +58,7 @@ impl Serialize for Shown {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", id)?;
         map.serialize_entry("clerk_id", &object.clerk_id)?;
-        // Most kinds are not asked for as a whole.
+        // The column with Clerk's whole object is shown only where it has a value.
         let fields = entity.fields().filter(|field| !field.is_raw() || object.profile[*field] != Value::Null);
         for field in fields {
             let name = field.name();
@@ -85,7 +85,7 @@ impl Serialize for Shown {
     }
 }
 
-/// JSON as it is stored. Where the application wrote something else into a column of JSON, a string of it.
+/// JSON as it is stored. If the application stored something else in a JSON column, it is returned as a string.
 fn as_stored(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned())
         .or_else(|_| serde_json::value::to_raw_value(text))
@@ -152,7 +152,7 @@ async fn belonging(
     Ok(Json(Page { rows: HashMap::from([(of.name(), rows)]), next }))
 }
 
-/// A page of rows, and where the next one begins.
+/// A page of rows, and the start of the next one.
 async fn rows(
     app: &App,
     entity: &'static Entity,
@@ -166,7 +166,7 @@ async fn rows(
     Ok(page(rows, limit, |last| last.id.to_string()))
 }
 
-/// What is no id is nobody's.
+/// An invalid id is treated as an unknown object.
 pub(super) fn id(entity: &'static Entity, path: Segment) -> Result<ClerkId, Problem> {
     let id = path.ok().filter(|Path(id)| is_text(id)).and_then(|Path(id)| ClerkId::new(entity, id));
     id.ok_or(Problem::ObjectNotFound(entity))
@@ -177,12 +177,12 @@ fn email(text: &str) -> Option<String> {
     plausible.then(|| text.to_owned())
 }
 
-/// Whether every database can be asked for it.
+/// Whether every database can search for it.
 fn is_text(text: &str) -> bool {
     !text.contains('\0')
 }
 
-/// Objects that belong to another: those of a kind whose `field` names it; or, `through` them, what else they name.
+/// A relation: the objects of a kind whose `field` refers to the parent, or, `through` them, another object they refer to.
 #[derive(Clone, Copy)]
 struct Belonging {
     parent: &'static Entity,
@@ -191,10 +191,10 @@ struct Belonging {
 }
 
 impl Belonging {
-    /// Whatever belongs to anything of these kinds.
+    /// The relations of these kinds to their parents.
     fn all(kinds: Kinds) -> impl Iterator<Item = Self> {
         let of = |(child, (field, parent)): (&'static Entity, (Field, &'static Entity))| {
-            // What may belong to one or the other joins nobody to anything.
+            // An optional parent is one of several alternatives, so such an object does not link its parents to each other.
             let others = child.parents().filter(move |(other, _)| *other != field && !field.is_optional);
             [None].into_iter().chain(others.map(Some)).map(move |through| Self { parent, field, through })
         };
@@ -214,19 +214,19 @@ impl Belonging {
         format!("/v1/{}/{{clerk_id}}/{}", self.parent.table, self.name())
     }
 
-    /// The name under which what leads to it stands in each object.
+    /// The name under which the linking object appears in each entry.
     fn link(self) -> Option<&'static str> {
         let (_, other) = self.through?;
         Some(without(without(self.field.entity().kind, self.parent), other))
     }
 }
 
-/// A name without the kind that it begins with.
+/// A name without the kind's prefix.
 pub(in crate::http) fn without(name: &'static str, entity: &Entity) -> &'static str {
     name.strip_prefix(entity.kind).and_then(|rest| rest.strip_prefix('_')).unwrap_or(name)
 }
 
-/// Every route of this file, for these kinds.
+/// All routes of this file, for these kinds.
 pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
     let each = kinds.iter().fold(Router::new(), |router, entity| {
         let (table, entity) = (entity.table, *entity);
@@ -239,7 +239,7 @@ pub(super) fn routes(kinds: Kinds) -> Router<Arc<App>> {
     })
 }
 
-/// The same, for programs to read: paths and schemas, as `OpenAPI` writes them.
+/// Their paths and schemas in the format of `OpenAPI`.
 pub(super) fn described(kinds: Kinds) -> (Map<String, Document>, Map<String, Document>) {
     let (mut paths, mut schemas) = (Map::new(), Map::new());
     for entity in kinds.iter().copied() {
@@ -247,14 +247,15 @@ pub(super) fn described(kinds: Kinds) -> (Map<String, Document>, Map<String, Doc
         let one = reference(entity);
         schemas.insert(schema_name(entity), schema(entity));
 
-        let summary = format!("{}, a page at a time", words(table));
-        let order = "In the order of their `id`. What was there when a walk through the pages began comes exactly once.";
+        let summary = format!("{}, in pages", words(table));
+        let order =
+            "In the order of `id`. Objects that exist when you read the first page appear exactly once.";
         let mut parameters = paging();
         if *entity == USER {
             parameters.push(json!({
                 "name": "email", "in": "query", "required": false, "schema": { "type": "string" },
                 "example": "ada@example.com",
-                "description": "Only users of this e-mail address, in any case; there can be several"
+                "description": "Only users with this e-mail address (case-insensitive); there can be several"
             }));
         }
         let rows = pages(table, &one);
@@ -277,8 +278,7 @@ pub(super) fn described(kinds: Kinds) -> (Map<String, Document>, Map<String, Doc
             one = schema(shown);
             one["properties"][link] = reference(field.entity());
         }
-        let summary =
-            format!("{} of one {}, a page at a time", words(of.name()), parent.kind.replace('_', " "));
+        let summary = format!("{} of one {}, in pages", words(of.name()), parent.kind.replace('_', " "));
         let mut parameters = paging();
         parameters.push(by_id(parent));
         let id = format!("list_{}_of_{}", of.name(), parent.kind);
@@ -297,7 +297,7 @@ fn reference(entity: &Entity) -> Document {
     json!({ "$ref": format!("#/components/schemas/{}", schema_name(entity)) })
 }
 
-/// A name of ours as people write it.
+/// An identifier as words.
 pub(in crate::http) fn words(name: &str) -> String {
     capital(&name.replace('_', " "))
 }
@@ -312,7 +312,7 @@ fn schema(entity: &'static Entity) -> Document {
     let mut properties = Map::new();
     properties.insert(
         "id".to_owned(),
-        json!({ "type": "integer", "format": "int64", "description": "The database's own number of the row.", "example": 42 }),
+        json!({ "type": "integer", "format": "int64", "description": "The row's number in the database.", "example": 42 }),
     );
     properties.insert("clerk_id".to_owned(), json!({ "type": "string", "description": "Clerk's id" }));
     for field in entity.fields() {
@@ -326,17 +326,17 @@ fn schema(entity: &'static Entity) -> Document {
         properties.insert(field.name().to_owned(), described);
     }
     if entity.has_preferences {
-        properties.insert("preferences".to_owned(), json!({ "description": "The application's own." }));
+        properties.insert("preferences".to_owned(), json!({ "description": "Belongs to the application." }));
     }
     for (name, description) in [
-        ("created_at", "Clerk's own time of its creation."),
-        ("updated_at", "Clerk's own time of the newest change."),
-        ("synced_at", "When the row was last written for news."),
+        ("created_at", "The time of creation, according to Clerk."),
+        ("updated_at", "The time of the newest change, according to Clerk."),
+        ("synced_at", "When the row was last written because of newer data."),
         ("deleted_at", ""),
     ] {
         properties.insert(name.to_owned(), time(description));
     }
-    // The whole object is shown where it is kept.
+    // The column with Clerk's whole object is missing in the answer where it has no value.
     let raw = entity.raw().map(Field::name);
     let required: Vec<&String> = properties.keys().filter(|name| Some(name.as_str()) != raw).collect();
     json!({
@@ -355,7 +355,7 @@ fn pages(name: &str, one: &Document) -> Document {
             name: { "type": "array", "items": one },
             "next": {
                 "type": ["string", "null"], "example": "42",
-                "description": "What to give as `after` for the next page; null on the last one."
+                "description": "The value of `after` for the next page; null on the last one."
             },
         },
     })
@@ -373,16 +373,16 @@ fn by_id(entity: &Entity) -> Document {
     })
 }
 
-/// The description of the request for an object that Clerk may have to be asked for.
+/// The description of the request that ensures an object.
 fn ensuring(entity: &Entity, what: &str, one: &Document) -> Document {
-    let summary = format!("{what}, fetched from Clerk if need be");
-    let description = "However many ask at the same time, Clerk is asked once.";
+    let summary = format!("{what}, fetched from Clerk if it is missing");
+    let description = "Concurrent requests for the same object cause one request to Clerk.";
     let id = format!("ensure_{}", entity.kind);
     let mut described = operation(&id, (&summary, description), &[by_id(entity)], one, None)["get"].take();
     described["responses"]["404"]["description"] =
         format!("`{}_not_found`: Clerk does not know it, or it was deleted", entity.kind).into();
     for (status, description) in [
-        ("502", "`clerk_refused`: Clerk does not accept CLERK_SECRET_KEY or the question"),
+        ("502", "`clerk_refused`: Clerk refused CLERK_SECRET_KEY or the request"),
         ("503", "`clerk_unavailable`, `clerk_not_configured` or `database_unavailable`: see the message"),
     ] {
         described["responses"][status]["description"] = description.into();
@@ -390,7 +390,7 @@ fn ensuring(entity: &Entity, what: &str, one: &Document) -> Document {
     json!({ "post": described })
 }
 
-/// The description of a request and its answer. `missing` is the kind of object that may not be there.
+/// The description of a request and its answer. `missing` is the kind of the object that may not exist.
 fn operation(
     id: &str,
     (summary, description): (&str, &str),
@@ -399,10 +399,9 @@ fn operation(
     missing: Option<&Entity>,
 ) -> Document {
     let content = json!({ "application/json": { "schema": answer } });
-    let mut responses = json!({ "200": { "description": "What was asked for", "content": content } });
+    let mut responses = json!({ "200": { "description": "The result", "content": content } });
     if let Some(entity) = missing {
-        responses["404"]["description"] =
-            format!("`{}_not_found`: never heard of, or deleted", entity.kind).into();
+        responses["404"]["description"] = format!("`{}_not_found`: unknown, or deleted", entity.kind).into();
     }
     json!({ "get": {
         "operationId": id, "summary": summary, "description": description, "parameters": parameters,

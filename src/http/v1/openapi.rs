@@ -1,4 +1,4 @@
-//! `GET /v1/openapi.json`: the description of the API, made from the code.
+//! `GET /v1/openapi.json`: the description of the API, generated from the code.
 
 use std::sync::Arc;
 
@@ -34,19 +34,19 @@ pub(super) async fn show(State(app): State<Arc<App>>) -> Json<Value> {
     Json(described)
 }
 
-/// Describe what every operation of this kind may answer in place of what was asked for, unless it says so itself.
+/// Add the error answers of this kind of operation, unless the operation describes them itself.
 fn add_refusals(path: &str, operation: &mut Value) {
     let takes_query =
         operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["in"] == "query"));
     let takes_body = operation["requestBody"].is_object();
     let refusals = [
-        (takes_query, "400", "`invalid_parameter`: the message says which, and what is allowed"),
+        (takes_query, "400", "`invalid_parameter`: the message names the parameter and the allowed values"),
         (takes_body, "400", "`invalid_body`: the message says what is allowed"),
         (true, "401", "`unauthorized`: the token is missing or wrong, or none is set"),
         (
             path.starts_with("/v1/outbox"),
             "404",
-            "`sink_not_found`: none of this name is configured, nothing waits for one, and none is paused",
+            "`sink_not_found`: no sink of this name is configured, has messages, or is paused",
         ),
         (
             path != "/v1/openapi.json",

@@ -1,4 +1,4 @@
-//! `/v1/outbox`: the messages for other systems, and what an operator does with them. What they say is never shown here.
+//! `/v1/outbox`: lists and manages the messages for other systems. Their contents are never shown here.
 
 use std::sync::Arc;
 
@@ -23,24 +23,24 @@ use crate::{
 };
 
 const LISTED: [&str; 4] = ["sink", "state", "after", "limit"];
-const LISTED_KNOWN: &str = "the parameters are sink, state, after and limit, each at most once";
-const SINK: &str = "sink: allowed is the name of a sink";
-const STATE: &str = "state: allowed are pending, dead, delivered and discarded";
-const BODY: &str =
-    "the body is a JSON object with one of ids (1 to 1000 of them), sink and all (true), and perhaps dry_run";
+const LISTED_KNOWN: &str = "allowed parameters are sink, state, after and limit, each at most once";
+const SINK: &str = "sink: must be the name of a sink";
+const STATE: &str = "state: must be pending, dead, delivered or discarded";
+const BODY: &str = "the body must be a JSON object with exactly one of ids (1 to 1000 of them), sink or all (true), \
+                    and optionally dry_run";
 
 /// One page of messages.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OutboxPage {
     messages: Vec<StoredMessage>,
-    /// What to give as `after` for the next page; null on the last one.
+    /// The value of `after` for the next page; null on the last one.
     #[schema(example = "42")]
     next: Option<String>,
-    /// Sinks that are handed nothing.
+    /// Sinks to which nothing is delivered.
     paused: Vec<PausedSink>,
 }
 
-/// A sink that an operator has stopped.
+/// A sink that an operator has paused.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PausedSink {
     #[schema(example = "crm")]
@@ -49,16 +49,16 @@ pub(super) struct PausedSink {
     since: String,
 }
 
-/// Which messages are meant: exactly one of `ids`, `sink` and `all`.
+/// The selected messages: exactly one of `ids`, `sink` and `all`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MessageSelection {
-    /// These.
+    /// These messages.
     #[schema(example = json!([41, 42]))]
     ids: Option<Vec<i64>>,
-    /// All dead ones for this sink.
+    /// All dead messages for this sink.
     sink: Option<String>,
-    /// All dead ones.
+    /// All dead messages.
     #[serde(default)]
     all: bool,
     /// Only count them.
@@ -66,18 +66,18 @@ pub(super) struct MessageSelection {
     dry_run: bool,
 }
 
-/// What became of the messages that were chosen.
+/// The result for the selected messages.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MessageTally {
-    /// Chosen, and there.
+    /// Selected and found.
     found: u64,
-    /// Changed; none on a dry run.
+    /// Changed; 0 on a dry run.
     done: u64,
-    /// Deletions of users that were to be given up, and stay.
+    /// Selected deletions of users that were kept, because deletions are never discarded.
     deletions_kept: u64,
 }
 
-/// Whether a sink is handed messages.
+/// The state of delivery to a sink.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SinkState {
     #[schema(example = "crm")]
@@ -85,9 +85,9 @@ pub(super) struct SinkState {
     paused: bool,
 }
 
-/// Messages for other systems, a page at a time
+/// Messages for other systems, in pages
 ///
-/// In the order of their `id`, the oldest first.
+/// In the order of `id`, oldest first.
 #[utoipa::path(
     get,
     path = "/v1/outbox",
@@ -127,29 +127,29 @@ pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery)
     }))
 }
 
-/// Try dead messages again
+/// Retry dead messages
 ///
-/// Those stay dead whose users have had later messages delivered since: what they say is out of date.
+/// A message stays dead if a later message about the same user was delivered since, because it is out of date.
 #[utoipa::path(
     post,
     path = "/v1/outbox/retry",
     operation_id = "retry_messages",
     request_body = MessageSelection,
-    responses((status = 200, description = "What was done", body = MessageTally))
+    responses((status = 200, description = "The result", body = MessageTally))
 )]
 pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answer<MessageTally> {
     change(&app, request, Deed::Retry).await
 }
 
-/// Give up dead messages, and forget what they say
+/// Discard dead messages and delete their contents
 ///
-/// Of those named by `ids` also what still waits. Deletions and what is under way stay.
+/// Messages selected by `ids` may also be pending. Deletions, and messages being delivered, are kept.
 #[utoipa::path(
     post,
     path = "/v1/outbox/discard",
     operation_id = "discard_messages",
     request_body = MessageSelection,
-    responses((status = 200, description = "What was done", body = MessageTally))
+    responses((status = 200, description = "The result", body = MessageTally))
 )]
 pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Answer<MessageTally> {
     change(&app, request, Deed::Discard).await
@@ -167,13 +167,13 @@ async fn change(app: &App, request: Request, deed: Deed) -> Answer<MessageTally>
 
 /// Stop delivering to a sink
 ///
-/// Its messages wait. What is under way is not held up.
+/// Its messages wait. Deliveries in progress continue.
 #[utoipa::path(
     post,
     path = "/v1/outbox/sinks/{sink}/pause",
     operation_id = "pause_sink",
     params(("sink" = String, Path, description = "The sink's name", example = "crm")),
-    responses((status = 200, description = "It is paused", body = SinkState))
+    responses((status = 200, description = "The sink is paused", body = SinkState))
 )]
 pub(super) async fn pause(State(app): State<Arc<App>>, path: Segment) -> Answer<SinkState> {
     let now = (app.clock)();
@@ -186,7 +186,7 @@ pub(super) async fn pause(State(app): State<Arc<App>>, path: Segment) -> Answer<
     path = "/v1/outbox/sinks/{sink}/resume",
     operation_id = "resume_sink",
     params(("sink" = String, Path, description = "The sink's name", example = "crm")),
-    responses((status = 200, description = "It is not paused", body = SinkState))
+    responses((status = 200, description = "The sink is not paused", body = SinkState))
 )]
 pub(super) async fn resume(State(app): State<Arc<App>>, path: Segment) -> Answer<SinkState> {
     set_paused(&app, path, None).await
@@ -201,15 +201,15 @@ async fn set_paused(app: &App, path: Segment, since: Option<DateTime<Utc>>) -> A
 }
 
 impl MessageSelection {
-    /// The messages that are meant, and whether they are only counted.
+    /// The selected messages, and whether they are only counted.
     fn which(self) -> Result<(Which<i64>, bool), Problem> {
         let which = which(self.ids, self.sink, self.all);
         Ok((which.ok_or(Problem::InvalidBody(BODY))?, self.dry_run))
     }
 }
 
-/// Refuse the name of a sink that there is not, and never was as far as anything shows: a typing error must not look like an
-/// answer. One that is configured no more is known as long as anything waits for it.
+/// Refuse an unknown sink, so that a typing error does not look like an answer. A sink that is no longer configured is known
+/// as long as it has messages.
 async fn known(app: &App, sink: Option<String>) -> Result<(), Problem> {
     let Some(sink) = sink.filter(|sink| !app.sinks.contains(sink)) else { return Ok(()) };
     let known = read(app, async |store| known_sinks(&*store, &[]).await).await?;

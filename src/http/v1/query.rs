@@ -1,14 +1,14 @@
-//! Query strings: every parameter is known, comes once, and has a value that is allowed; anything else is refused.
+//! Query strings: every parameter must be known, occur once, and have an allowed value.
 //!
-//! What is refused is told by the parameter's name and what is allowed, never by what was sent.
+//! An error names the parameter and the allowed values, never the value that was sent.
 
 use utoipa::IntoParams;
 
 use crate::http::error::Problem;
 
-/// What is allowed of the parameters of every list.
-pub(super) const AFTER: &str = "after: allowed is the `next` of the page before";
-const LIMIT: &str = "limit: allowed is a whole number from 1 to 500";
+/// The allowed values of the parameters of every list.
+pub(super) const AFTER: &str = "after: must be the `next` of the previous page";
+const LIMIT: &str = "limit: must be a whole number from 1 to 500";
 
 const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 500;
@@ -18,9 +18,9 @@ const MAX_LIMIT: u32 = 500;
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "it only describes what `Query` reads")]
 pub(super) struct Paging {
-    /// The `next` of the page before
+    /// The `next` of the previous page
     after: Option<String>,
-    /// How many a page has at most; 100 if nothing is said
+    /// The maximum number of entries per page; 100 by default
     #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
 }
@@ -29,7 +29,7 @@ pub(super) struct Paging {
 pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
-    /// Read a query string. `complaint` says which parameters there are, and is what whoever sends another one hears.
+    /// Parse a query string. `complaint` lists the allowed parameters, and is the error for any other.
     pub(super) fn read(
         query: Option<&str>,
         known: &[&str],
@@ -45,7 +45,7 @@ impl Query {
         Ok(Self(parameters))
     }
 
-    /// The value of a parameter, if it is there.
+    /// The value of a parameter, if present.
     pub(super) fn value<T>(
         &self,
         name: &str,
@@ -56,14 +56,14 @@ impl Query {
         parse(value).map(Some).ok_or(Problem::InvalidParameter(complaint))
     }
 
-    /// How much a page holds at most.
+    /// The maximum number of entries per page.
     pub(super) fn limit(&self) -> Result<u32, Problem> {
         let read = |text: &str| text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
         Ok(self.value("limit", read, LIMIT)?.unwrap_or(DEFAULT_LIMIT))
     }
 }
 
-/// One page of what was found, and where the next one begins, if there is more: one more than the page holds was asked for.
+/// One page of the results, and the start of the next page if there is one. The query asked for one entry more than a page.
 pub(in crate::http) fn page<T, Next>(
     mut found: Vec<T>,
     limit: u32,

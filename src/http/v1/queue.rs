@@ -1,6 +1,6 @@
-//! `/v1/queue`: deliveries that wait or are dead. To look at them, to try them again, to take them out.
+//! `/v1/queue`: lists, shows, retries and discards deliveries that are pending or dead.
 //!
-//! Their bodies are personal data, and shown only to whoever asks for that in so many words, after it is written down.
+//! Their bodies are personal data. They are shown only on explicit request, and the request is recorded first.
 
 use std::sync::Arc;
 
@@ -24,56 +24,56 @@ use crate::{
 };
 
 const PARAMETERS: [&str; 5] = ["state", "type", "user", "after", "limit"];
-const KNOWN: &str = "the parameters are state, type, user, after and limit, each at most once";
-const STATE: &str = "state: allowed are pending and dead";
-const TYPE: &str = "type: allowed is the name of an event such as user.updated";
-const USER: &str = "user: allowed is Clerk's id of a user";
-const REVEAL: &str = "the only parameter is reveal, at most once: true or false";
-const BODY: &str =
-    "the body is a JSON object with one of ids (1 to 1000 of them), type and all (true), and perhaps dry_run";
+const KNOWN: &str = "allowed parameters are state, type, user, after and limit, each at most once";
+const STATE: &str = "state: must be pending or dead";
+const TYPE: &str = "type: must be the name of an event, for example user.updated";
+const USER: &str = "user: must be Clerk's id of a user";
+const REVEAL: &str = "the only allowed parameter is reveal, at most once: true or false";
+const BODY: &str = "the body must be a JSON object with exactly one of ids (1 to 1000 of them), type or all (true), \
+                    and optionally dry_run";
 
 /// One page of the queue.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Entries {
     entries: Vec<Queued>,
-    /// What to give as `after` for the next page; null on the last one.
+    /// The value of `after` for the next page; null on the last one.
     #[schema(example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw")]
     next: Option<String>,
 }
 
-/// One delivery, with its body if that was asked for.
+/// One delivery, with its body if requested.
 #[derive(Serialize, ToSchema)]
 pub(super) struct WholeEntry {
     entry: Queued,
-    /// As it came, but for bytes that are no text; null unless `reveal=true`.
+    /// As it arrived, except for bytes that are not text; null unless `reveal=true`.
     payload: Option<String>,
 }
 
-/// Which deliveries are meant: exactly one of `ids`, `type` and `all`.
+/// The selected deliveries: exactly one of `ids`, `type` and `all`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Selection {
-    /// These.
+    /// These deliveries.
     #[schema(example = json!(["msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw"]))]
     ids: Option<Vec<String>>,
-    /// Those of this type of event.
+    /// Those of this event type.
     #[serde(rename = "type")]
     event_type: Option<String>,
     /// All of them.
     #[serde(default)]
     all: bool,
-    /// Only tell how many.
+    /// Only count them.
     #[serde(default)]
     dry_run: bool,
 }
 
-/// What was done, or with `dry_run` would be.
+/// What was done, or with `dry_run` would be done.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Report {
-    /// How many deliveries.
+    /// The number of deliveries.
     #[schema(example = 3)]
     deliveries: u64,
-    /// How many deletions of users stay, because they are never taken out.
+    /// The number of selected deletions of users that were kept, because deletions are never discarded.
     #[schema(example = 0)]
     deletions_kept: u64,
     /// Those of `ids` that are not in the queue.
@@ -82,7 +82,7 @@ pub(super) struct Report {
     dry_run: bool,
 }
 
-/// Deliveries that wait or are dead, a page at a time
+/// Deliveries that are pending or dead, in pages
 ///
 /// In the order of their ids.
 #[utoipa::path(
@@ -90,9 +90,9 @@ pub(super) struct Report {
     path = "/v1/queue",
     operation_id = "list_queue",
     params(
-        ("state" = Option<String>, Query, pattern = "^(pending|dead)$", description = "Only those in this state"),
+        ("state" = Option<String>, Query, pattern = "^(pending|dead)$", description = "Only deliveries in this state"),
         ("type" = Option<String>, Query, example = "user.updated", description = "Only events of this type"),
-        ("user" = Option<String>, Query, description = "Only those about this user"),
+        ("user" = Option<String>, Query, description = "Only deliveries about this user"),
         Paging,
     ),
     responses((status = 200, description = "A page", body = Entries))
@@ -113,7 +113,7 @@ pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery)
     Ok(Json(Entries { entries, next }))
 }
 
-/// One delivery that waits or is dead
+/// One delivery that is pending or dead
 #[utoipa::path(
     get,
     path = "/v1/queue/{svix_id}",
@@ -122,12 +122,12 @@ pub(super) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery)
         ("svix_id" = String, Path, description = "Svix's id", example = "msg_2b1cUcNmCHiGTNxtqMxHvLVNuvw"),
         (
             "reveal" = Option<bool>, Query,
-            description = "`true` shows the body, which is personal data; the audit trail tells of it"
+            description = "`true` shows the body, which is personal data; the audit trail records this"
         ),
     ),
     responses(
         (status = 200, description = "The delivery", body = WholeEntry),
-        (status = 404, description = "`delivery_not_found`: it is processed, or never came"),
+        (status = 404, description = "`delivery_not_found`: it was processed, or never arrived"),
     )
 )]
 pub(super) async fn show(
@@ -150,16 +150,16 @@ pub(super) async fn show(
     Ok(Json(whole(&parked.ok_or(Problem::DeliveryNotFound)?, reveal)))
 }
 
-/// Try deliveries again at once
+/// Retry deliveries now
 ///
-/// Those that are dead, with a fresh count of attempts, and those that were to be tried only later. Their signatures
-/// are not looked at again.
+/// Dead deliveries get a new count of attempts, and pending ones do not wait for their next attempt. Their signatures are not
+/// verified again.
 #[utoipa::path(
     post,
     path = "/v1/queue/retry",
     operation_id = "retry_queued",
     request_body = Selection,
-    responses((status = 200, description = "What was done", body = Report))
+    responses((status = 200, description = "The result", body = Report))
 )]
 pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answer<Report> {
     let report = change(&app, request, Deed::Retry).await?;
@@ -167,16 +167,16 @@ pub(super) async fn retry(State(app): State<Arc<App>>, request: Request) -> Answ
     Ok(report)
 }
 
-/// Take deliveries out
+/// Discard deliveries
 ///
-/// Those that are named, or the dead ones of a type or all. They are recorded as `discarded`, so that they do not come
-/// back. Deletions of users stay.
+/// Those selected by `ids`, or the dead ones of a type, or all dead ones. They are recorded as `discarded`, so Svix's later
+/// attempts have no effect. Deletions of users are kept.
 #[utoipa::path(
     post,
     path = "/v1/queue/discard",
     operation_id = "discard_queued",
     request_body = Selection,
-    responses((status = 200, description = "What was done", body = Report))
+    responses((status = 200, description = "The result", body = Report))
 )]
 pub(super) async fn discard(State(app): State<Arc<App>>, request: Request) -> Answer<Report> {
     change(&app, request, Deed::Discard).await

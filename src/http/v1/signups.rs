@@ -1,4 +1,4 @@
-//! `GET /v1/signups`: how many people signed up, by day, week or month.
+//! `GET /v1/signups`: the number of sign-ups by day, week or month.
 
 use std::sync::Arc;
 
@@ -14,19 +14,19 @@ use super::{Answer, query::Query, read};
 use crate::{http::App, store::Bucket};
 
 const PARAMETERS: [&str; 3] = ["bucket", "from", "to"];
-const KNOWN: &str = "the parameters are bucket, from and to, each at most once";
-const BUCKET: &str = "bucket: allowed are day, week and month";
-const FROM: &str = "from: allowed are dates such as 2026-11-16, and times of RFC 3339 with + written as %2B";
-const TO: &str = "to: allowed are dates such as 2026-11-16, and times of RFC 3339 with + written as %2B";
+const KNOWN: &str = "allowed parameters are bucket, from and to, each at most once";
+const BUCKET: &str = "bucket: must be day, week or month";
+const FROM: &str = "from: must be a date such as 2026-11-16, or a time in RFC 3339 with + written as %2B";
+const TO: &str = "to: must be a date such as 2026-11-16, or a time in RFC 3339 with + written as %2B";
 
-/// Sign-ups by their time, in UTC.
+/// Sign-ups by time, in UTC.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SignupNumbers {
     #[schema(example = "week")]
     bucket: &'static str,
-    /// In the order of time; a bucket in which nobody signed up is left out.
+    /// In the order of time; buckets without sign-ups are left out.
     signups: Vec<Count>,
-    /// Of all of them.
+    /// The total of all buckets.
     #[schema(example = 12)]
     total: u64,
 }
@@ -43,8 +43,8 @@ pub(super) struct Count {
 
 /// Sign-ups by day, week or month
 ///
-/// By Clerk's own time of the sign-up, in UTC. As in the view `signups_by_week`, users who were anonymised count, and
-/// those whose row is gone do not.
+/// By the time of the sign-up according to Clerk, in UTC. As in the view `signups_by_week`, anonymised users count, and
+/// users without a row do not.
 #[utoipa::path(
     get,
     path = "/v1/signups",
@@ -52,13 +52,13 @@ pub(super) struct Count {
     params(
         (
             "bucket" = Option<String>, Query, pattern = "^(day|week|month)$",
-            description = "`day`, `week` or `month`; `week` if nothing is said"
+            description = "`day`, `week` or `month`; `week` by default"
         ),
         (
             "from" = Option<String>, Query, example = "2026-11-16",
-            description = "Only from then on: a date, which begins at midnight UTC, or a time of RFC 3339"
+            description = "Only from this time on: a date, which begins at midnight UTC, or a time in RFC 3339"
         ),
-        ("to" = Option<String>, Query, example = "2026-11-30", description = "Only before then, said likewise"),
+        ("to" = Option<String>, Query, example = "2026-11-30", description = "Only before this time, in the same formats"),
     ),
     responses((status = 200, description = "The numbers", body = SignupNumbers))
 )]
@@ -74,7 +74,7 @@ pub(super) async fn count(State(app): State<Arc<App>>, RawQuery(query): RawQuery
     Ok(Json(SignupNumbers { bucket: bucket.name(), signups, total }))
 }
 
-/// A date, or a time with its offset, of a year of four digits.
+/// A date, or a time with its offset, with a year of four digits.
 fn time(text: &str) -> Option<DateTime<Utc>> {
     let date = || text.parse().ok().map(|date: NaiveDate| date.and_time(NaiveTime::MIN).and_utc());
     let time = || DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc());

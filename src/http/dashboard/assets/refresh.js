@@ -1,4 +1,4 @@
-// Keeps a page fresh that asks for it (data-refresh, in seconds), unless somebody is at work on it.
+// Reloads a page that requests it (data-refresh, in seconds), unless its user is busy on it.
 "use strict";
 (() => {
   const main = (page) => page.querySelector("main");
@@ -8,7 +8,7 @@
   async function refresh() {
     try {
       if (busy()) return;
-      // The service answers within ten seconds, if it is there.
+      // A running service answers within ten seconds.
       const answer = await fetch(location.href, { signal: AbortSignal.timeout(12_000) });
       if (answer.redirected) return location.reload();
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
