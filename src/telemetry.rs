@@ -1,7 +1,7 @@
-//! Formats and names of logs, metrics, traces and error reports.
+//! Logs, metrics, traces and error reports: their form and their names.
 //!
-//! Logs go to stderr. Other crates log only warnings and errors, and the database driver nothing, because its messages contain
-//! values of rows. For the same reason, a panic is logged with its location, not its message.
+//! Logs go to stderr. Other crates may log only warnings and errors, and the database driver may log nothing, because its
+//! messages contain the values of rows. For the same reason a panic is logged with its place, not with its message.
 
 pub mod plain;
 mod process;
@@ -38,18 +38,18 @@ use self::plain::Plain;
 
 pub use trace::{Queue, Span, TRACEPARENT, TraceContext, begin_tracing, finish_tracing};
 
-/// A value that is unknown or must not be shown: a label of [`WEBHOOKS`].
+/// The label of [`WEBHOOKS`] for an unknown event type or kind.
 pub const OTHER: &str = "other";
 
 /// A metric. Its name contains its unit, as Prometheus recommends.
 #[derive(Debug)]
 pub struct Metric {
     pub name: &'static str,
-    /// Prometheus' name of the type: `counter`, `gauge` or `histogram`.
+    /// Prometheus' type: `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// For `# HELP`.
+    /// The text of `# HELP`.
     pub help: &'static str,
 }
 
@@ -63,12 +63,12 @@ impl Metric {
     }
 }
 
-/// Declares each metric once: the constant for the code, and its line in [`METRICS`].
+/// Declares each metric once: its constant for the code, and its entry in [`METRICS`].
 macro_rules! metrics {
     ($($constant:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
         $(pub const $constant: &str = $name;)*
 
-        /// All metrics in the order of `docs/metrics.md`, which documents them; a test compares the two.
+        /// Every metric, in the order of `docs/metrics.md`; a test compares the two.
         pub static METRICS: &[Metric] = &[
             $(Metric { name: $name, kind: stringify!($kind), labels: &[$($label),*], help: $help },)*
         ];
@@ -79,67 +79,67 @@ metrics! {
     WEBHOOKS: counter "clerk_sync_webhooks_total" ["event", "outcome", "kind"]
         "Webhooks answered, by event type, outcome and kind of object.";
     REJECTIONS: counter "clerk_sync_rejections_total" ["reason"]
-        "Webhooks refused before they were believed, by reason.";
+        "Webhooks answered with 4xx, by reason.";
     WEBHOOK_DURATION: histogram "clerk_sync_webhook_duration_seconds" ["outcome"]
-        "From the head of a webhook to its answer.";
+        "Time from the head of a webhook request to its answer, by outcome.";
     COMMIT_BATCH_SIZE: histogram "clerk_sync_commit_batch_size" []
         "Deliveries that shared one transaction.";
     COMMIT_DURATION: histogram "clerk_sync_commit_duration_seconds" []
-        "How long the transaction of a batch took.";
+        "Duration of the transaction of a batch.";
     LAST_EVENT_TIMESTAMP: gauge "clerk_sync_last_event_timestamp_seconds" []
-        "When a genuine event was last taken in, in unix time; absent until the first.";
+        "When a genuine event was last received, in Unix time; absent until the first.";
     QUEUE_DEPTH: gauge "clerk_sync_queue_depth" ["state"]
-        "Deliveries kept in webhook_queue, by state; counted every 5 seconds, less often if that takes long.";
+        "Deliveries in webhook_queue, by state; counted at most every 2 seconds, less often if counting takes long.";
     QUEUE_OLDEST: gauge "clerk_sync_queue_oldest_seconds" []
-        "How long the first of the deliveries that wait in webhook_queue has been due; 0 if none is.";
+        "How long the first waiting delivery in webhook_queue has been due; 0 if none is due.";
     QUEUE_PROCESSED: counter "clerk_sync_queue_processed_total" ["outcome", "kind"]
-        "Deliveries of webhook_queue or of the stream that were worked on, by outcome and kind of object; parked if it was in vain.";
+        "Deliveries from webhook_queue or the stream that a worker processed, by outcome and kind of object; parked: it failed.";
     STREAM_DEPTH: gauge "clerk_sync_stream_depth" []
         "Webhooks in the stream of QUEUE_URL that are not applied yet; absent without QUEUE_URL.";
     STREAM_OLDEST: gauge "clerk_sync_stream_oldest_seconds" []
-        "How long the oldest webhook has been in the stream; 0 if there is none.";
+        "How long the oldest webhook has been in the stream; 0 if it is empty.";
     STREAM_CONFIRM_DURATION: histogram "clerk_sync_stream_confirm_duration_seconds" []
-        "How long the server of the stream took to take webhooks in and confirm them.";
+        "How long the server of the stream took to accept webhooks and confirm that they are on disk.";
     STREAM_RECLAIMED: counter "clerk_sync_stream_reclaimed_total" []
-        "Webhooks of the stream that were taken again, because a worker did not acknowledge them in 15 s.";
+        "Webhooks of the stream that were claimed again because a worker did not acknowledge them within 15 s.";
     OUTBOX_DEPTH: gauge "clerk_sync_outbox_depth" ["sink", "state"]
-        "Messages in outbox, by sink and state.";
+        "Messages in outbox that are pending or dead, by sink and state.";
     OUTBOX_OLDEST: gauge "clerk_sync_outbox_oldest_seconds" ["sink"]
-        "How long the oldest pending message waits, by sink; 0 if there is none.";
+        "Age of the oldest pending message, by sink; 0 if there are no pending messages.";
     DELIVERIES: counter "clerk_sync_deliveries_total" ["sink", "outcome"]
         "Attempts to deliver a message, by sink and outcome.";
     DELIVERY_DURATION: histogram "clerk_sync_delivery_duration_seconds" ["sink"]
-        "How long a sink took for a message.";
+        "How long a sink took per attempt, by sink.";
     SINK_UP: gauge "clerk_sync_sink_up" ["sink"]
-        "Whether a sink is spoken to: 0 while it is left alone after failures in a row, and only probed.";
+        "1; 0 after five consecutive failures, while clerk-sync only probes the sink.";
     API_REQUESTS: counter "clerk_sync_api_requests_total" ["status"]
         "Requests to Clerk's Backend API, by HTTP status.";
     BACKFILL_USERS: counter "clerk_sync_backfill_users_total" ["outcome", "kind"]
-        "Objects that a backfill went through, by outcome and kind.";
+        "Objects that a backfill processed, by outcome and kind.";
     RECONCILE_DRIFT: gauge "clerk_sync_reconcile_drift" ["kind", "entity"]
         "Differences from Clerk that the last complete reconcile found, by their kind and the kind of object; absent until the first.";
     RECONCILE_LAST_SUCCESS: gauge "clerk_sync_reconcile_last_success_timestamp_seconds" []
-        "When a reconcile last ran to its end, in unix time; absent until the first.";
+        "When a reconcile last completed, in Unix time; absent until the first.";
     CATCH_UP_FAILURES: counter "clerk_sync_catch_up_failures_total" []
-        "Backfills and reconciles of the service that failed, to be tried again.";
+        "Backfills and reconciles of the service that failed and will be retried.";
     ERASURES_OPEN: gauge "clerk_sync_erasures_open" ["destination"]
-        "Erasures that are not confirmed yet, by destination.";
+        "Erasures that the destination has not confirmed yet, by destination.";
     ERASURE_OLDEST: gauge "clerk_sync_erasure_oldest_open_seconds" []
-        "Since when the oldest erasure that is not confirmed is asked for; 0 if there is none.";
+        "Age of the oldest unconfirmed erasure, in seconds; 0 if all are confirmed.";
     ERASURE_FAILURES: counter "clerk_sync_erasure_failures_total" []
-        "Deletions of users that the database refused; they are tried again.";
+        "Attempts in which the database refused to delete or anonymise a user; they are retried.";
     AUDIT_UNSEALED: gauge "clerk_sync_audit_unsealed_lines" []
         "Lines of the audit trail that no seal covers yet, counted up to 100,000.";
     AUDIT_UNSEALED_OLDEST: gauge "clerk_sync_audit_unsealed_oldest_seconds" []
-        "How long the oldest of them waits for its seal; 0 if there is none. More than a few seconds: nobody seals.";
+        "Age of the oldest line of the audit trail without a seal; 0 if all are sealed. More than two minutes: no process seals.";
     DATABASE_SIZE: gauge "clerk_sync_database_size_bytes" []
-        "What the whole database takes up; with SQLite the file and its log.";
+        "Size of the whole database; with SQLite, of the file and its log.";
     DISK_FREE: gauge "clerk_sync_disk_free_bytes" []
-        "What is free on the volume of SQLite's file; absent with PostgreSQL.";
+        "Free space on the volume of SQLite's file; absent with other databases.";
     BUILD_INFO: gauge "clerk_sync_build_info" ["version"]
         "Always 1; the version is in the label.";
     PROCESS_START: gauge "process_start_time_seconds" []
-        "When the process started, in unix time.";
+        "When the process started, in Unix time.";
     PROCESS_CPU: counter "process_cpu_seconds_total" []
         "CPU time of the process, in whole seconds.";
     PROCESS_MEMORY: gauge "process_resident_memory_bytes" []
@@ -147,7 +147,7 @@ metrics! {
     PROCESS_OPEN_FDS: gauge "process_open_fds" []
         "Open file descriptors of the process.";
     PROCESS_MAX_FDS: gauge "process_max_fds" []
-        "The most file descriptors that the process may have.";
+        "Maximum number of open file descriptors of the process.";
 }
 
 /// Every `reason` of [`REJECTIONS`].
@@ -176,7 +176,7 @@ const SECONDS_BUCKETS: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const BATCH_SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
-/// How often samples of histograms go into their buckets if no client requests the metrics.
+/// How often the samples of histograms are sorted into buckets between scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The format of the log.
@@ -189,7 +189,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// The format with this public name.
+    /// The form with this public name.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "pretty" => Some(Self::Pretty),
@@ -204,37 +204,37 @@ impl LogFormat {
     }
 }
 
-/// A filter in the format of `RUST_LOG`; `None` if it is invalid.
+/// Parses a filter in the form of `RUST_LOG`; `None` if it is invalid.
 pub fn filter(directives: &str) -> Option<EnvFilter> {
     EnvFilter::try_new(directives).ok()
 }
 
-/// Where errors are reported in addition to the log.
+/// Where errors are reported, in addition to the log.
 #[derive(Clone, Debug)]
 pub struct Sentry {
-    /// The address and the key.
+    /// Contains both the address and the key.
     pub dsn: SecretString,
     pub environment: Option<String>,
     /// `None`: the version of this program.
     pub release: Option<String>,
 }
 
-/// Log to stderr from now on, including panics. An existing logger stays.
+/// Starts logging to stderr, panics included. A log that is already set up stays.
 ///
 /// # Panics
-/// With a Sentry configuration, outside a runtime.
+/// If `sentry` is given and the caller is outside a runtime.
 pub fn init(format: LogFormat, filter: EnvFilter, sentry: Option<&Sentry>) {
     let layer = layer(format, filter, io::stderr, io::stderr().is_terminal());
     let reporter = sentry.map(sentry::reporter).transpose();
     let (reporter, mistake) = match reporter {
-        // Without a filter, the reporter would enable every debug event.
+        // Without this filter, debug events would be evaluated too.
         Ok(reporter) => (reporter.map(|reporter| reporter.with_filter(LevelFilter::ERROR)), None),
         Err(mistake) => (None, Some(mistake)),
     };
-    // Fails only if a logger exists already, as in tests that start the service twice in one process.
+    // Fails only if a log is already set up, as in tests that start the service twice in one process.
     let _ = tracing_subscriber::registry().with(reporter).with(layer).try_init();
     if let Some(mistake) = mistake {
-        tracing::warn!("SENTRY_DSN is set, but errors are not reported: {mistake}");
+        tracing::warn!("SENTRY_DSN is set, but nothing is reported: {mistake}");
     }
     tell_panics();
 }
@@ -244,7 +244,7 @@ tokio::task_local! {
     static REQUEST: Request;
 }
 
-/// A request as a panic report names it: never by the contents of its address.
+/// A request, as the report of a panic names it: by its route, never by the parameters in its address.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub route: String,
@@ -252,12 +252,12 @@ pub struct Request {
 }
 
 impl Request {
-    /// Run work for this request.
+    /// Runs work for this request.
     pub async fn scope<W: Future>(self, work: W) -> W::Output {
         REQUEST.scope(self, work).await
     }
 
-    /// Keep the current request, if there is one, for work in a separate task.
+    /// Wraps work for a separate task so that it belongs to the current request, if there is one.
     pub fn inherit<W: Future>(work: W) -> impl Future<Output = W::Output> {
         let request = REQUEST.try_with(Clone::clone).ok();
         async move {
@@ -269,8 +269,8 @@ impl Request {
     }
 }
 
-/// Log panics from now on. For a panic in a handler, this is the only line at level ERROR. An abandoned batch or run has its own
-/// line, which names it.
+/// Logs panics from now on. A panic in a handler causes no other error in the log. For an abandoned batch or turn, another log
+/// line says which one it was.
 pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -286,7 +286,7 @@ pub(crate) fn tell_panics() {
     }));
 }
 
-/// Send the remaining reports within this time.
+/// Sends the remaining reports, within this time.
 pub async fn finish_reports(within: Duration) {
     sentry::finish(within).await;
 }
@@ -304,7 +304,7 @@ where
     layer.with_filter(filter.and(filter_fn(may_speak)))
 }
 
-/// Applies regardless of `RUST_LOG`.
+/// Whether a target may log at all, regardless of `RUST_LOG`.
 fn may_speak(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     is_ours(target) || (*metadata.level() <= Level::WARN && !target.starts_with("sqlx"))
@@ -314,10 +314,10 @@ fn is_ours(target: &str) -> bool {
     target == "clerk_sync" || target.starts_with("clerk_sync::")
 }
 
-/// Collect metrics from now on. Further calls return the same handle. [`upkeep`] must run alongside.
+/// Starts collecting metrics. Later calls return the same handle. [`upkeep`] must run alongside.
 ///
 /// # Panics
-/// If another recorder is installed.
+/// If another recorder is already installed.
 pub fn install_metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE
@@ -329,8 +329,8 @@ pub fn install_metrics() -> PrometheusHandle {
         .clone()
 }
 
-/// Keep the memory of histograms bounded, without end: each sample takes memory until a client requests the metrics, or until
-/// this puts it into its bucket. Also measures the resource usage of the process, which started at `started_at`.
+/// Keeps the memory of histograms bounded; never returns. Samples accumulate until a scrape or this function sorts them into
+/// buckets. It also measures the resources of the process, which started at `started_at`.
 pub async fn upkeep(metrics: PrometheusHandle, started_at: DateTime<Utc>) {
     gauge!(PROCESS_START).set(unix_seconds(started_at));
     let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
@@ -342,7 +342,7 @@ pub async fn upkeep(metrics: PrometheusHandle, started_at: DateTime<Utc>) {
     }
 }
 
-/// A time in Prometheus' form.
+/// A time in Prometheus' form: Unix seconds.
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a float for 285,000 years")]
 pub fn unix_seconds(at: DateTime<Utc>) -> f64 {
     at.timestamp_millis() as f64 / 1000.0
@@ -366,7 +366,7 @@ fn recorder() -> PrometheusBuilder {
     })
 }
 
-/// Start the counters for failed webhooks of a kind, and for processed queue entries, at zero.
+/// Initialises the counters of failed webhooks and of processed deliveries of a kind to zero.
 pub fn count_events(kind: &'static str, events: impl Iterator<Item = &'static str>) {
     for outcome in QUEUE_OUTCOMES {
         counter!(QUEUE_PROCESSED, "outcome" => outcome, "kind" => kind).absolute(0);
@@ -376,8 +376,8 @@ pub fn count_events(kind: &'static str, events: impl Iterator<Item = &'static st
     }
 }
 
-/// Describe the metrics, and start counters with known labels at zero: a counter that only appears at its first failure has no
-/// rate to alert on.
+/// Describes the metrics and initialises those with known labels to zero. A counter that first appears with its first failure
+/// has no rate to alert on.
 fn describe() {
     for metric @ Metric { name, kind, help, .. } in METRICS {
         match *kind {
@@ -409,7 +409,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::clerk::signature::Rejection;
 
-    /// The log output with this format and filter.
+    /// The log output with this form and filter.
     pub(crate) fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Written(Arc<Mutex<Vec<u8>>>);

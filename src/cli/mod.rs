@@ -413,6 +413,7 @@ async fn open_store(config: &Config, to_look: bool) -> Result<Arc<dyn Store>, St
                 anonymize_columns: config.anonymize_columns.clone(),
                 kinds: entity::ALL,
                 unique_email: config.unique_email,
+                polls: config.idle == Idle::Normal,
             };
             Ok(Arc::new(mongodb::Mongo::connect(options).await?))
         }

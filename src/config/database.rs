@@ -1,4 +1,4 @@
-//! Database URLs: ours, and those that other tools wrote.
+//! Parses database URLs, including those written for other tools.
 
 use std::{
     borrow::Cow,
@@ -11,37 +11,37 @@ use sqlx::{mysql::MySqlConnectOptions, postgres::PgConnectOptions, sqlite::Sqlit
 use url::Url;
 
 /// The forms that `DATABASE_URL` may have.
-const ALLOWED: &str = "allowed are postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… and sqlite://…";
+const ALLOWED: &str = "allowed: postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… and sqlite://…";
 
-const ENCODE: &str = "special characters of the user name and the password must be percent-encoded \
+const ENCODE: &str = "percent-encode special characters in the user name and the password \
                       (# as %23, / as %2F, ? as %3F, @ as %40, % as %25)";
 
-/// For people: where a server is that is not on a network.
+/// The place of a server without a network address, for people.
 const SOCKET: &str = "a local socket";
 
-const SEVERAL: &str = "found several hosts; clerk-sync speaks to one: name the one that takes writes, or a name, a pooler or a \
-                       proxy that leads to it";
+const SEVERAL: &str = "found several hosts; clerk-sync connects to one: name the host that accepts writes, or a DNS name, a \
+                       pooler or a proxy that leads to it";
 
-/// Where users are kept.
+/// The database that stores the users.
 #[derive(Clone, Debug)]
 pub enum Database {
-    /// Only parameters that the driver knows are left in the URL.
+    /// The URL contains only parameters that the driver knows.
     Postgres { url: SecretString },
-    /// The same, of MySQL or MariaDB; it names a database.
+    /// MySQL or MariaDB. As above; the URL names a database.
     Mysql { url: SecretString },
-    /// As it was given, so that the driver can say what it does not know; it names a database.
+    /// The URL as given, so that the driver can report parameters that it does not know. It names a database.
     Mongodb { url: SecretString },
-    /// The file is made if it is missing.
+    /// The file is created if it is missing.
     Sqlite { path: PathBuf },
 }
 
 impl Database {
-    /// Host and port of a server that is reached over the network.
+    /// Host and port, if the server is reached over the network.
     pub fn address(&self) -> Option<(String, u16)> {
         self.server()?.address
     }
 
-    /// Where it is, for people: without user, password or parameters.
+    /// Its place, for people: without user, password or parameters.
     pub fn place(&self) -> String {
         match (self, self.server()) {
             (Self::Sqlite { path }, _) => format!("SQLite in {}", path.display()),
@@ -52,7 +52,7 @@ impl Database {
         }
     }
 
-    /// The server, if there is one and its URL can be read.
+    /// The server, if there is one and its URL can be parsed.
     fn server(&self) -> Option<Server> {
         let (product, is_socket, host, port, database) = match self {
             Self::Postgres { url } => {
@@ -79,12 +79,12 @@ impl Database {
     }
 }
 
-/// What a URL says of a server.
+/// A server, as a URL describes it.
 struct Server {
     product: &'static str,
     /// For people.
     hosts: String,
-    /// `None` if it is reached through a socket, or if it takes more than the URL to know it.
+    /// `None` if the server is reached through a socket, or if the URL alone does not determine the address.
     address: Option<(String, u16)>,
     database: String,
 }
@@ -92,24 +92,24 @@ struct Server {
 /// How to connect to MySQL or MariaDB.
 ///
 /// # Errors
-/// The driver cannot use the URL. Its own error may quote it.
+/// The driver cannot use the URL. The driver's own error is dropped, because it may quote the URL.
 pub fn mysql_options(url: &SecretString) -> Result<MySqlConnectOptions, &'static str> {
     let options = MySqlConnectOptions::from_str(url.expose_secret());
     let options = options.map_err(|_| "DATABASE_URL: the driver cannot use this URL")?;
-    // What a URL writes in brackets is looked up without.
+    // A URL puts an IPv6 address in brackets; the resolver expects none.
     let host = options.get_host().trim_matches(['[', ']']).to_owned();
     Ok(options.host(&host))
 }
 
-/// What a database URL says.
+/// A parsed database URL.
 #[derive(Debug)]
 pub(super) struct Understood {
     pub(super) database: Database,
     /// `connection_limit`.
     pub(super) connection_limit: Option<u32>,
-    /// `schema`, which does not decide anything here.
+    /// `schema`; used only for a warning.
     pub(super) schema: Option<String>,
-    /// Sentences about what is ignored; names only, never values.
+    /// Warnings about ignored parameters: names only, never values.
     pub(super) warnings: Vec<String>,
 }
 
@@ -126,7 +126,7 @@ impl Understood {
     }
 }
 
-/// Understand a database URL, or explain why not, without showing more of it than the scheme.
+/// Parses a database URL. The error shows only the scheme.
 pub(super) fn understand(text: &str) -> Result<Understood, String> {
     let Some((scheme, rest)) = text.split_once(':') else {
         return Err(format!("found something that is not a URL; {ALLOWED}"));
@@ -152,22 +152,22 @@ fn postgres(text: &str) -> Result<Understood, String> {
     let mut url = Url::parse(&text)
         .ok()
         .filter(|url| url.fragment().is_none() && !url.cannot_be_a_base())
-        .ok_or_else(|| format!("found a postgres URL that cannot be read; {ENCODE}"))?;
+        .ok_or_else(|| format!("found a postgres URL that cannot be parsed; {ENCODE}"))?;
     let mut understood = Understood::of(Database::Postgres { url: SecretString::default() });
     let mut passed_on = hoisted;
     for (name, value) in url.query_pairs().into_owned() {
         match name.as_str() {
             "host" | "hostaddr" | "port" if value.contains(',') => return Err(SEVERAL.to_owned()),
             "schema" => understood.schema = Some(value).filter(|schema| !schema.is_empty()),
-            // Sessions hold no state anyway.
+            // Sessions hold no state, so a pooler is no problem.
             "pgbouncer" => {}
             "connection_limit" => understood.limit(&value),
-            // What libpq calls the system's authorities is what the driver takes if nothing is said.
+            // libpq's name for the authorities of the system, which are the driver's default.
             "sslrootcert" if value == "system" => {}
             "sslrootcert" | "sslcert" | "sslkey" if !Path::new(&value).exists() => {
-                return Err(format!("found a postgres URL whose {name} names a file that is not there"));
+                return Err(format!("found a postgres URL whose {name} names a file that does not exist"));
             }
-            // What the driver understands by itself.
+            // The driver understands these.
             "sslmode"
             | "ssl-mode"
             | "sslrootcert"
@@ -197,8 +197,9 @@ fn postgres(text: &str) -> Result<Understood, String> {
     // The driver's errors may quote the URL.
     PgConnectOptions::from_str(url.as_str()).map_err(|_| {
         format!(
-            "found a postgres URL with a parameter of no allowed value \
-             (sslmode is one of disable, allow, prefer, require, verify-ca, verify-full), or {ENCODE}"
+            "found a postgres URL with an invalid parameter value \
+             (sslmode is one of disable, allow, prefer, require, verify-ca, verify-full), or with characters that are not \
+             encoded; {ENCODE}"
         )
     })?;
     understood.database = Database::Postgres { url: String::from(url).into() };
@@ -206,12 +207,13 @@ fn postgres(text: &str) -> Result<Understood, String> {
 }
 
 fn mysql(text: &str) -> Result<Understood, String> {
-    const NAMELESS: &str = "found a mysql URL without a database; allowed is one that ends with its name, such as mysql://user@host/shop";
+    const NAMELESS: &str = "found a mysql URL without a database; allowed: a URL that ends with its name, \
+                            such as mysql://user@host/shop";
     let (who, place) = authority(text).unwrap_or_default();
     if place.contains(',') {
         return Err(SEVERAL.to_owned());
     }
-    // A user and no host, which is no URL by the book.
+    // A user without a host, which the URL standard does not allow.
     let text = match who {
         Some(who) if place.is_empty() || place.starts_with(':') => {
             Cow::from(text.replacen(&format!("{who}@{place}"), &format!("{who}@localhost{place}"), 1))
@@ -221,14 +223,15 @@ fn mysql(text: &str) -> Result<Understood, String> {
     let mut url = Url::parse(&text)
         .ok()
         .filter(|url| url.fragment().is_none() && !url.cannot_be_a_base())
-        .ok_or_else(|| format!("found a mysql URL that cannot be read; {ENCODE}"))?;
+        .ok_or_else(|| format!("found a mysql URL that cannot be parsed; {ENCODE}"))?;
     let name = url.path().trim_start_matches('/').trim_end_matches('/');
     if name.is_empty() {
         return Err(NAMELESS.to_owned());
     }
     if name.contains('/') {
         return Err(format!(
-            "found a mysql URL with more than the name of a database behind its host, or {ENCODE}"
+            "found a mysql URL with more than the name of a database after its host, or with characters that are not \
+             encoded; {ENCODE}"
         ));
     }
     let name = format!("/{name}");
@@ -241,7 +244,7 @@ fn mysql(text: &str) -> Result<Understood, String> {
         match name.to_ascii_lowercase().as_str() {
             "connection_limit" => understood.limit(&value),
             "ssl-mode" | "sslmode" | "ssl_mode" => mode = Some(ssl_mode(&value)?),
-            // As Prisma and drivers of JavaScript ask for what is checked, or for TLS at all.
+            // How Prisma and JavaScript drivers request TLS or certificate checks.
             "sslaccept" if value == "strict" => wished = Some("VERIFY_IDENTITY"),
             "sslaccept" if value == "accept_invalid_certs" => wished = wished.or(Some("PREFERRED")),
             "ssl" if value.contains("\"rejectUnauthorized\":true") => wished = Some("VERIFY_IDENTITY"),
@@ -250,7 +253,7 @@ fn mysql(text: &str) -> Result<Understood, String> {
             | "ssl_key"
                 if !is_inline && !Path::new(&value).exists() =>
             {
-                return Err(format!("found a mysql URL whose {name} names a file that is not there"));
+                return Err(format!("found a mysql URL whose {name} names a file that does not exist"));
             }
             "ssl-ca" | "sslca" | "ssl_ca" => passed_on.push(("ssl-ca", value)),
             "ssl-cert" | "sslcert" | "ssl_cert" => certificate = Some(value),
@@ -260,15 +263,15 @@ fn mysql(text: &str) -> Result<Understood, String> {
             }
             "socket" | "unix_socket" | "unix-socket" => passed_on.push(("socket", value)),
             "statement-cache-capacity" => passed_on.push(("statement-cache-capacity", value)),
-            // We speak UTF-8 and UTC.
+            // Parameters such as charset and timezone: clerk-sync always uses UTF-8 and UTC.
             _ => understood.warnings.push(ignored(&name)),
         }
     }
-    // With a key it is our own; to Prisma it is that of the authority, which goes without one.
+    // With a key, it is the client's certificate. Without a key, it is the authority's, as Prisma writes it.
     if let Some(certificate) = certificate {
         passed_on.push((if has_key { "ssl-cert" } else { "ssl-ca" }, certificate));
     }
-    // As MySQL's own clients take it: who names an authority wants it asked.
+    // Like MySQL's own clients: naming an authority turns verification on.
     let checks = passed_on.iter().any(|(name, _)| *name == "ssl-ca").then_some("VERIFY_CA");
     if let Some(mode) = mode.or(wished).or(checks) {
         passed_on.push(("ssl-mode", mode.to_owned()));
@@ -279,12 +282,14 @@ fn mysql(text: &str) -> Result<Understood, String> {
     }
     let url = SecretString::from(String::from(url));
     mysql_options(&url)
-        .map_err(|_| format!("found a mysql URL with a parameter of no allowed value, or {ENCODE}"))?;
+        .map_err(|_| format!(
+            "found a mysql URL with an invalid parameter value, or with characters that are not encoded; {ENCODE}"
+        ))?;
     understood.database = Database::Mysql { url };
     Ok(understood)
 }
 
-/// The mode as the driver knows it, which others write in other ways.
+/// The driver's name of the mode. Other tools spell it differently.
 fn ssl_mode(value: &str) -> Result<&'static str, String> {
     Ok(match value.to_ascii_lowercase().replace('-', "_").as_str() {
         "disabled" | "disable" => "DISABLED",
@@ -294,19 +299,17 @@ fn ssl_mode(value: &str) -> Result<&'static str, String> {
         "verify_identity" | "verify_full" => "VERIFY_IDENTITY",
         _ => {
             let allowed = "DISABLED, PREFERRED, REQUIRED, VERIFY_CA, VERIFY_IDENTITY";
-            return Err(format!(
-                "found a mysql URL with an ssl-mode of no allowed value; allowed are {allowed}"
-            ));
+            return Err(format!("found a mysql URL with an invalid ssl-mode; allowed: {allowed}"));
         }
     })
 }
 
-/// How the servers of a MongoDB are named.
+/// How a MongoDB URL names its servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MongodbScheme {
     /// One by one.
     Hosts,
-    /// By a name, of which DNS knows the hosts.
+    /// By one name; DNS lists the hosts.
     Srv,
 }
 
@@ -319,17 +322,18 @@ impl MongodbScheme {
     }
 }
 
-/// Its URLs are none by the book, because they may name several hosts. Of the parameters the driver says what it does not know.
+/// Parsed by hand, because MongoDB URLs may name several hosts, which the URL standard does not allow. The driver reports
+/// unknown parameters.
 fn mongodb(rest: &str, scheme: MongodbScheme) -> Result<Understood, String> {
-    const NAMELESS: &str = "found a mongodb URL without a database; allowed is one that names it behind the hosts, such as \
+    const NAMELESS: &str = "found a mongodb URL without a database; allowed: a URL that names it after the hosts, such as \
                             mongodb://user@host/shop";
-    let unreadable = || format!("found a mongodb URL that cannot be read; {ENCODE}");
+    let unreadable = || format!("found a mongodb URL that cannot be parsed; {ENCODE}");
     let rest = rest.strip_prefix("//").ok_or_else(unreadable)?;
     let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = place.split_once('/').unwrap_or((place, ""));
     let (who, hosts) =
         authority.rsplit_once('@').map_or((None, authority), |(who, hosts)| (Some(who), hosts));
-    // What is not encoded in a password would make another URL of it, with parts of the password in names that are shown.
+    // Unencoded characters in a password would shift the parts of the URL, and parts of the password would be shown as names.
     let is_encoded = |who: &str| who.matches(':').count() <= 1 && !who.contains(['@', '[', ']', '#', ' ']);
     if !who.is_none_or(is_encoded) || (who.is_none() && rest.contains('@')) || rest.contains('#') {
         return Err(unreadable());
@@ -338,7 +342,9 @@ fn mongodb(rest: &str, scheme: MongodbScheme) -> Result<Understood, String> {
     let hosts: Vec<(String, Option<u16>)> = hosts.collect::<Option<_>>().ok_or_else(unreadable)?;
     if scheme == MongodbScheme::Srv && (hosts.len() > 1 || hosts[0].1.is_some()) {
         return Err(
-            "found a mongodb+srv URL with several hosts or with a port; allowed is one name, of which DNS knows the hosts".to_owned()
+            "found a mongodb+srv URL with several hosts or with a port; allowed: one name, for which DNS lists the \
+             hosts"
+                .to_owned(),
         );
     }
     let database = database.trim_end_matches('/');
@@ -347,16 +353,17 @@ fn mongodb(rest: &str, scheme: MongodbScheme) -> Result<Understood, String> {
     }
     if database.contains(['/', '\\', '.', '"', '$', ' ', '@', ':']) {
         return Err(format!(
-            "found a mongodb URL with more than the name of a database behind its hosts, or {ENCODE}"
+            "found a mongodb URL with more than the name of a database after its hosts, or with characters that are not \
+             encoded; {ENCODE}"
         ));
     }
     let mut understood = Understood::of(Database::Mongodb { url: SecretString::default() });
     for (name, value) in url::form_urlencoded::parse(parameters.as_bytes()) {
         match name.to_ascii_lowercase().as_str() {
             "tlscafile" | "tlscertificatekeyfile" if !Path::new(&*value).exists() => {
-                return Err(format!("found a mongodb URL whose {name} names a file that is not there"));
+                return Err(format!("found a mongodb URL whose {name} names a file that does not exist"));
             }
-            // It means the same, and the driver is told the number that counts.
+            // Means the same as connection_limit. The driver receives the resulting number.
             "maxpoolsize" => understood.connection_limit = value.parse().ok().filter(|limit| *limit > 0),
             _ => {}
         }
@@ -368,7 +375,7 @@ fn mongodb(rest: &str, scheme: MongodbScheme) -> Result<Understood, String> {
     Ok(understood)
 }
 
-/// What the URL of a MongoDB says of its servers.
+/// The servers that a MongoDB URL names.
 fn mongodb_server(url: &str) -> Option<Server> {
     const PORT: u16 = 27017;
     let (_, hosts) = authority(url)?;
@@ -378,7 +385,7 @@ fn mongodb_server(url: &str) -> Option<Server> {
     let database = url.split_once("://")?.1.split_once('/')?.1;
     let database = database.split_once('?').map_or(database, |(name, _)| name);
     let address = match hosts.as_slice() {
-        // Of several any may do, and of a name DNS says where its hosts are.
+        // With several hosts any of them may answer, and for an SRV name only DNS knows the hosts.
         [(host, port)] if !is_socket(host) && !url.starts_with("mongodb+srv") => {
             Some((host.clone(), port.unwrap_or(PORT)))
         }
@@ -392,7 +399,7 @@ fn mongodb_server(url: &str) -> Option<Server> {
     })
 }
 
-/// A host of a MongoDB, or the path of its socket, and its port if it names one.
+/// A MongoDB host or the path of a socket, and the port if there is one.
 fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     let (host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
         Some(inside) => {
@@ -412,7 +419,7 @@ fn host_and_port(text: &str) -> Option<(String, Option<u16>)> {
     (!host.is_empty() && is_host).then_some((host, port))
 }
 
-/// What is percent-encoded, as it is meant. A plus is a plus here.
+/// Decodes percent-encoding. A plus stays a plus.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -429,15 +436,15 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// User and password as they are written, if there are any, and the rest of what names the server.
+/// User and password as written, if there are any, and the rest of the authority.
 fn authority(text: &str) -> Option<(Option<&str>, &str)> {
     let (_, rest) = text.split_once("://")?;
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
     Some(authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host)))
 }
 
-/// `postgres://user@/shop?host=…` names a user and no host, which is no URL by the book. What stands there in vain is given
-/// as parameters.
+/// `postgres://user@/shop?host=…` names a user without a host, which the URL standard does not allow. User, password and port
+/// become parameters.
 fn without_empty_host(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
     let Some((Some(who), place)) = authority(text) else { return (text.into(), Vec::new()) };
     let port = place.strip_prefix(':');
@@ -448,7 +455,7 @@ fn without_empty_host(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
     let given = [("user", Some(user)), ("password", password), ("port", port)];
     let given =
         given.into_iter().filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)));
-    // A plus is a plus here, and a blank only in parameters.
+    // In this part of a URL a plus is a plus; in parameters it would be a blank.
     let given =
         given.map(|(name, value)| format!("{name}={}", value.replace('+', "%2B").replace('&', "%26")));
     let hoisted =
@@ -459,7 +466,7 @@ fn without_empty_host(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
 fn sqlite(rest: &str) -> Result<Understood, String> {
     let (path, parameters) = rest.split_once('?').unwrap_or((rest, ""));
     let mut path = path.strip_prefix("//").unwrap_or(path);
-    // Some write an absolute path with four slashes; the driver would take two of them for its own.
+    // Some tools write an absolute path with four slashes; the driver would treat two of them as part of the scheme.
     while path.starts_with("//") {
         path = &path[1..];
     }
@@ -467,24 +474,20 @@ fn sqlite(rest: &str) -> Result<Understood, String> {
     let has = |name: &str, value: &str| parameters.iter().any(|(n, v)| n == name && v == value);
     if path == ":memory:" || path.starts_with("file:") || has("mode", "memory") {
         return Err(
-            "found a database in memory, which would forget every user and every processed webhook at a restart; \
-             allowed is a file, such as sqlite://clerk-sync.db"
+            "found a database in memory, which would lose every user and every processed webhook at a restart; \
+             allowed: a file, such as sqlite://clerk-sync.db"
                 .to_owned(),
         );
     }
     if has("mode", "ro") || has("immutable", "1") || has("immutable", "true") {
-        return Err(
-            "found a database that may only be read; allowed is one that may be written to".to_owned()
-        );
+        return Err("found a read-only database; allowed: a database that can be written to".to_owned());
     }
     if path.is_empty() {
-        return Err(
-            "found no path after sqlite:; allowed is a file, such as sqlite://clerk-sync.db".to_owned()
-        );
+        return Err("found no path after sqlite:; allowed: a file, such as sqlite://clerk-sync.db".to_owned());
     }
-    // The driver decodes what is percent-encoded.
+    // The driver decodes percent-encoding.
     let path = SqliteConnectOptions::from_str(&format!("sqlite:{path}"))
-        .map_err(|_| "found a path that cannot be read; allowed is a file, such as sqlite://clerk-sync.db")?
+        .map_err(|_| "found a path that cannot be parsed; allowed: a file, such as sqlite://clerk-sync.db")?
         .get_filename()
         .to_owned();
     let mut understood = Understood::of(Database::Sqlite { path });
@@ -494,7 +497,7 @@ fn sqlite(rest: &str) -> Result<Understood, String> {
 }
 
 fn ignored(name: &str) -> String {
-    // Half of a password that was not percent-encoded can end up as a name.
+    // Part of a password that was not percent-encoded can end up as a parameter name.
     let name = if is_plain(name) { name } else { "(not shown)" };
     format!("DATABASE_URL: the parameter {name} is ignored")
 }

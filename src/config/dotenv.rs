@@ -12,42 +12,42 @@ use super::{
 
 const NAME: &str = ".env";
 
-/// What a line should be.
+/// The allowed form of a line.
 const ALLOWED: &str =
-    "allowed is NAME=value, with single quotes around a value that holds spaces, quotes, # or $";
+    "allowed: NAME=value, with single quotes around a value that contains spaces, quotes, # or $";
 
-/// So many lines that cannot be understood are told by their numbers.
+/// The maximum number of broken lines that are reported by number.
 const TOLD: usize = 10;
 
-/// What the `.env` file brought, and which names were there anyway. No value stands in it.
+/// The names in the `.env` file and in the environment. Contains no values.
 #[derive(Clone, Default)]
 pub struct Dotenv {
-    /// Every name that the file gives a value: what is empty counts as not set.
+    /// Every name to which the file gives a value. Names with an empty value count as not set.
     pub(super) names: Vec<String>,
-    /// Every name that had a value in the environment before.
+    /// Every name that already had a value in the environment.
     pub(super) environment: Vec<String>,
-    /// What is wrong with the file. Its lines are never shown: they may be secrets.
+    /// The errors in the file. Its lines are never shown, because they may contain secrets.
     pub(super) mistakes: Vec<Mistake>,
 }
 
 impl Dotenv {
-    /// For commands that do without the file rather than with half of it.
+    /// For commands that must not continue with half of the file.
     ///
     /// # Errors
-    /// If the file cannot be read or one of its lines cannot be understood.
+    /// The file cannot be read, or one of its lines cannot be understood.
     pub fn check(&self) -> Result<(), Mistakes> {
         Mistakes::among(self.mistakes.clone()).map_or(Ok(()), Err)
     }
 
-    /// Whether the environment or the file has this name.
+    /// Whether the environment or the file sets this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.names.iter().chain(&self.environment).any(|known| known == name)
     }
 }
 
-/// Take variables from the nearest `.env` file, here or in a directory above. What the environment has already
-/// wins. No file is fine, and lines that cannot be understood are left out. Call it before any thread is started and
-/// before the command line is read.
+/// Loads variables from the nearest `.env` file, in the working directory or above it. Variables that the environment already
+/// has keep their values. A missing file is no error, and lines that cannot be understood are skipped. Call it before
+/// starting any thread and before parsing the command line.
 pub fn load_dotenv() -> Dotenv {
     let set = env::vars_os().filter(|(_, value)| !value.is_empty());
     let names = set.filter_map(|(name, _)| name.into_string().ok());
@@ -56,7 +56,7 @@ pub fn load_dotenv() -> Dotenv {
     match file {
         Ok(None) => {}
         Ok(Some((bytes, path))) => dotenv.take(&bytes, &shown(&path)),
-        // It was there a moment ago, or the directory that we are in is not there any more.
+        // The file vanished since we found it, or the working directory no longer exists.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => dotenv.mistakes.push(Mistake {
             variable: NAME.to_owned(),
@@ -79,7 +79,7 @@ fn find() -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// The file's name; with its directory, if that is not where we are.
+/// The file's name, with its directory unless that is the working directory.
 fn shown(path: &Path) -> String {
     let is_here = env::current_dir().is_ok_and(|here| path.parent() == Some(&here));
     if is_here { NAME.to_owned() } else { path.display().to_string() }
@@ -96,12 +96,12 @@ impl Dotenv {
                 self.names.push(name);
             }
         }
-        // It stops at lines that cannot be understood, and there are none left.
+        // `from_read` stops at lines that cannot be understood. They were removed above.
         let _ = dotenvy::from_read(text.as_bytes());
     }
 
-    /// A variable of ours that was meant to be set, and is not: with the default in its place users would end in another
-    /// database.
+    /// An error for a variable of clerk-sync that the file names but leaves empty. With the default instead, users would end up
+    /// in another database.
     fn comes_to_nothing(&self, name: &str, text: &str, file: &str) -> Option<Mistake> {
         let is = |other: &String| other == name;
         if self.environment.iter().any(is) || !Settings::variables().iter().any(is) {
@@ -111,15 +111,15 @@ impl Dotenv {
         line.contains('$').then(|| Mistake {
             variable: name.to_owned(),
             explanation: format!(
-                "line {} of {file} comes to nothing, because the variable that it names with $ is not set; set that one \
-                 further up in the file or in the environment, and write it as ${{NAME}}",
+                "line {} of {file} results in an empty value, because the variable that it names with $ is not set; set \
+                 that variable further up in the file or in the environment, and write it as ${{NAME}}",
                 index + 1
             ),
         })
     }
 
-    /// A mistake for every variable of ours whose line is broken, so that nobody takes it for one that is not set, and one
-    /// for all other lines.
+    /// One error for each clerk-sync variable on a broken line, so that it does not count as not set, and one error for all
+    /// other broken lines.
     fn mistakes_of(&self, broken: &[Broken], file: &str) -> Vec<Mistake> {
         let ours = Settings::variables();
         let is_ours = |line: &&Broken| ours.contains(&line.name) && !self.environment.contains(&line.name);
@@ -154,18 +154,18 @@ fn places(broken: &[&Broken]) -> String {
 struct Broken {
     /// Counted from one.
     number: usize,
-    /// How it begins, as far as that may be a name. It may as well be a secret: it is compared, and not shown.
+    /// The beginning of the line, if it looks like a name. It may be a secret, so it is compared but never shown.
     name: String,
 }
 
-/// The file with empty lines in place of those that cannot be understood, and the latter.
+/// The file with its broken lines replaced by empty ones, and the broken lines.
 fn understand(bytes: &[u8]) -> (String, Vec<Broken>) {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let mut broken = Vec::new();
     let mut lines: Vec<&str> = Vec::new();
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
-        // No variable can hold a NUL.
+        // No variable can contain a NUL.
         let line = str::from_utf8(line).ok().filter(|line| !line.contains('\0')).unwrap_or_else(|| {
             broken.push(Broken { number: index + 1, name: String::new() });
             "\n"
@@ -176,7 +176,7 @@ fn understand(bytes: &[u8]) -> (String, Vec<Broken>) {
         |lines: &[&str]| dotenvy::from_read_iter(lines.concat().as_bytes()).all(|variable| variable.is_ok());
     let mut start = 0;
     while start < lines.len() {
-        // What stands in quotes may go on over several lines.
+        // A value in quotes may span several lines.
         let furthest = if lines[start].contains(['"', '\'']) { lines.len() } else { start + 1 };
         let end = (start + 1..=furthest).find(|end| is_understood(&lines[start..*end]));
         if end.is_none() {
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(broken, [4, 6, 7]);
         assert_eq!(names, ["PORT", "HOST", "LAST"]);
         let complaint = complaint("PORT=1\nhunter2 and more\r\nHOST=::1\r\nA=hunter2 c\n  hunter2");
-        assert!(complaint.contains(".env: lines 2, 4 and 5 cannot be understood; allowed is"), "{complaint}");
+        assert!(complaint.contains(".env: lines 2, 4 and 5 cannot be understood; allowed: "), "{complaint}");
         assert!(!complaint.contains("hunter2"), "{complaint}");
     }
 
@@ -268,7 +268,7 @@ mod tests {
         for value in ["${POSTGRES_URL}", "\"${POSTGRES_URL}\"", "$NOBODYS"] {
             let text = format!("\nDATABASE_URL={value}\nPOSTGRES_URL=postgres://\n");
             let mistake = told("DATABASE_URL", &text).expect("a mistake").to_string();
-            assert!(mistake.contains("line 2 of .env comes to nothing"), "{mistake}");
+            assert!(mistake.contains("line 2 of .env results in an empty value"), "{mistake}");
         }
         let harmless = "DATABASE_URL=\nPORT=''\nTHEIRS=${NOBODYS}\n";
         for name in ["DATABASE_URL", "PORT", "THEIRS"] {

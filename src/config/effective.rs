@@ -1,5 +1,5 @@
-//! The configuration as it came out, for people: every variable with its value and where that came from. Secrets are
-//! told by their kind and number, never shown.
+//! The resulting configuration, for people: every variable with its value and its source. For secrets only the kind and
+//! the number are shown.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use std::fmt;
 pub struct Effective {
     /// Such as `PORT`.
     pub variable: String,
-    /// `None`: not set and without a default, not used, or mistaken.
+    /// `None` if it is not set and has no default, is not used, or has an error.
     pub value: Option<String>,
     pub origin: Origin,
 }
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// This flag.
@@ -21,7 +21,7 @@ pub enum Origin {
     Environment,
     /// The file `.env`.
     Dotenv,
-    /// The file that the variable's `…_FILE` names.
+    /// The file that this `…_FILE` variable names.
     File(String),
     Default,
 }

@@ -1,23 +1,23 @@
-//! Names that are none of ours and look like one: a typing error that would otherwise go unnoticed.
+//! Warns about misspelt variables, which would otherwise go unnoticed.
 //!
-//! A `.env` is often shared with the application, and an environment with everybody, so only what is close to a name of
-//! ours is told, and only as long as that one is not set as well: then the other one is somebody else's. What begins with
-//! `SYNC_` is meant for us, and told in any case.
+//! The application often shares the `.env` file, and many programs share the environment. So there is a warning only for a
+//! name that is close to one of clerk-sync's, and only while that one is not set: otherwise the other name belongs to
+//! another program. Names that begin with `SYNC_` are always meant for clerk-sync, so they always cause a warning.
 
 use std::cmp::Reverse;
 
 use super::{Settings, dotenv::Dotenv};
 
-/// Programs often want this before their names.
+/// Many programs use such a prefix for their variables.
 const PREFIX: &str = "CLERK_SYNC_";
 
-/// How names begin that nobody but us has.
+/// The prefix that only clerk-sync's variables have.
 const OWN_PREFIX: &str = "SYNC_";
 
-/// What Kubernetes sets of a service that is called `sync`.
+/// Variables that Kubernetes sets for a service named `sync`.
 const OF_KUBERNETES: [&str; 2] = ["SYNC_SERVICE_", "SYNC_PORT"];
 
-/// What the endpoint's signing secret is called in tutorials and elsewhere.
+/// Other names of the endpoint's signing secret, for example in tutorials.
 const SIGNING_SECRETS: [&str; 5] = [
     "CLERK_WEBHOOK_SECRET",
     "WEBHOOK_SECRET",
@@ -26,10 +26,10 @@ const SIGNING_SECRETS: [&str; 5] = [
     "WEBHOOK_SIGNING_SECRET",
 ];
 
-/// Names of others that are as close to one of ours as an error.
+/// Names of other programs that look like a misspelling of one of ours.
 const THEIRS: [&str; 3] = ["CLERK_FAPI_URL", "CLERK_BAPI_URL", "DATABASE_MIN_CONNECTIONS"];
 
-/// What to tell of names in the file and in the environment.
+/// The warnings about names in the file and in the environment.
 pub(super) fn warnings(dotenv: &Dotenv) -> Vec<String> {
     let ours = Settings::variables();
     let mut warnings = Vec::new();
@@ -37,7 +37,7 @@ pub(super) fn warnings(dotenv: &Dotenv) -> Vec<String> {
     let of_environment = dotenv.environment.iter().map(|name| (false, name));
     let is_known = |name: &String| ours.contains(name) || THEIRS.contains(&name.as_str());
     for (in_file, name) in of_file.chain(of_environment).filter(|(_, name)| !is_known(name)) {
-        // In the environment Kubernetes sets such names, of a service that is called so.
+        // Kubernetes sets such names in the environment, for a service named `clerk-sync`.
         let unprefixed = name.strip_prefix(PREFIX).filter(|_| in_file);
         let is_ours = name.starts_with(OWN_PREFIX)
             && (in_file || !OF_KUBERNETES.iter().any(|theirs| name.starts_with(theirs)));
@@ -64,13 +64,13 @@ pub(super) fn signing_secret(dotenv: &Dotenv) -> Option<&'static str> {
     SIGNING_SECRETS.into_iter().find(|name| dotenv.has(name))
 }
 
-/// The closest of ours, if any is close enough.
+/// The closest of our names, if any is close enough.
 fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
-    // How many letters may be wrong: in a short name any other letter makes somebody else's.
+    // How many letters may differ. A short name with one other letter probably belongs to another program.
     let tolerance = match (in_file, name.len()) {
         (_, 16..) => 2,
         (true, 6..) | (false, 8..) => 1,
-        // Only whether it is written in small letters.
+        // Only the case may differ.
         (true, _) => 0,
         (false, _) => return None,
     };
@@ -80,8 +80,8 @@ fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
     Some(closest)
 }
 
-/// The one of ours that begins with `SYNC_` and is only a few letters away, or else has most words in common with this name, and
-/// few others.
+/// The `SYNC_` variable that differs by only a few letters. Otherwise the one that shares the most words with this name and has
+/// the fewest others.
 fn nearest<'a>(name: &str, ours: &'a [String]) -> Option<&'a str> {
     let rate = |ours: &'a String| {
         let is_one_of_ours = |word: &&str| {
@@ -179,7 +179,7 @@ mod tests {
             "DATABASE_URL_UNPOOLED",
         ];
         assert_eq!(told(&theirs, &theirs), [""; 0]);
-        // Kubernetes sets these of a service that is called so; shells set the others.
+        // Kubernetes sets the first two for a service named `clerk-sync`; shells set the others.
         let of_environment = ["CLERK_SYNC_PORT", "CLERK_SYNC_SERVICE_HOST", "HOSTNAME", "host", "GHOST"];
         assert_eq!(told(&[], &of_environment), [""; 0]);
     }
@@ -194,6 +194,6 @@ mod tests {
     #[test]
     fn letters_that_are_swapped_are_one_mistake() {
         assert_eq!(told(&["DATABASE_ULR", "METRCIS_TOKEN"], &[]).len(), 2);
-        assert_eq!(told(&["DATABASE_LRU"], &[]), [""; 0], "which is two");
+        assert_eq!(told(&["DATABASE_LRU"], &[]), [""; 0], "two mistakes");
     }
 }

@@ -1,8 +1,8 @@
-//! Configuration: flags and environment, checked once at the start and typed from then on. Read only by `cli`.
+//! Configuration: flags and environment, checked and typed once at start. Only `cli` reads it.
 //!
-//! Everything that is wrong is reported at once, each mistake with its variable, what was found and what is
-//! allowed. No secret appears in any message or `Debug` output, and of a database URL nothing but its scheme.
-//! Nothing is connected to here; only the files that `…_FILE` variables name are read.
+//! All errors are reported at once, each with its variable, the value found and the allowed values. No message or `Debug`
+//! output contains a secret, and of a database URL only the scheme is shown. This module opens no connections and reads
+//! only the files that the `…_FILE` variables name.
 
 mod database;
 mod dotenv;
@@ -41,11 +41,11 @@ use read::Reader;
 pub struct Config {
     /// `DATABASE_URL`
     pub database: Database,
-    /// `DATABASE_SCHEMA`: of Postgres.
+    /// `DATABASE_SCHEMA`: PostgreSQL only.
     pub database_schema: String,
-    /// `TABLE_PREFIX`: of SQLite, MySQL, MariaDB and MongoDB.
+    /// `TABLE_PREFIX`: SQLite, MySQL, MariaDB and MongoDB only.
     pub table_prefix: String,
-    /// `DATABASE_MAX_CONNECTIONS`, else the URL's `connection_limit` if that is lower than the default.
+    /// `DATABASE_MAX_CONNECTIONS`. If it is not set: the default, or the URL's `connection_limit` if that is lower.
     pub database_max_connections: u32,
     /// `DATABASE_WAIT_SECONDS`
     pub database_wait: Duration,
@@ -57,7 +57,7 @@ pub struct Config {
     pub clerk_api_url: Url,
     /// `CLERK_INSTANCE_ID`: events and users of other instances are refused.
     pub instance_id: Option<String>,
-    /// `RECONCILE_INTERVAL`: never without a key.
+    /// `RECONCILE_INTERVAL`: `None` unless a key is set.
     pub reconcile_interval: Option<Duration>,
     /// `CATCH_UP_AFTER`; `None` is off.
     pub catch_up_after: Option<Duration>,
@@ -67,23 +67,23 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `ADMIN_HOST` and `ADMIN_PORT`
     pub admin_listen: SocketAddr,
-    /// `ADMIN_TOKEN`; always there if `admin_listen` is not a loopback address.
+    /// `ADMIN_TOKEN`; always set if `admin_listen` is not a loopback address.
     pub admin_token: Option<SecretString>,
     /// `METRICS_TOKEN`
     pub metrics_token: Option<SecretString>,
-    /// `SYNC_ENTITIES`, `SYNC_FIELDS` and the lists of other kinds
+    /// `SYNC_ENTITIES`, `SYNC_FIELDS` and the allow-lists of other kinds
     pub selection: Selection,
     /// `DELETION_POLICY`
     pub deletion_policy: DeletionPolicy,
     /// `DELETION_GRACE_DAYS`
     pub deletion_grace: Duration,
-    /// `ANONYMIZE_COLUMNS`: never one of our own columns.
+    /// `ANONYMIZE_COLUMNS`: never one of clerk-sync's columns.
     pub anonymize_columns: Vec<String>,
-    /// `UNIQUE_EMAIL`: only where addresses are synced.
+    /// `UNIQUE_EMAIL`: true only if addresses are synced.
     pub unique_email: bool,
-    /// `CONFIG_FILE`, or the file of the usual name if that is there.
+    /// `CONFIG_FILE`, or the file with the default name if it exists.
     pub config_file: Option<PathBuf>,
-    /// The systems that are told, each name once. Their secrets are missing if the command does not need them.
+    /// The systems to notify, with unique names. Their secrets are empty if the command does not need them.
     pub sinks: Vec<SinkConfig>,
     /// `WEBHOOK_TOLERANCE_SECONDS`
     pub webhook_tolerance_seconds: u32,
@@ -107,17 +107,17 @@ pub struct Config {
     pub dead_retention: Duration,
     /// `SHUTDOWN_GRACE_SECONDS`
     pub shutdown_grace: Duration,
-    /// `LOG_FORMAT`; `None` leaves it to whether the log goes to a terminal.
+    /// `LOG_FORMAT`; `None`: pretty if the log goes to a terminal, else JSON.
     pub log_format: Option<LogFormat>,
     /// `RUST_LOG`: a filter that [`telemetry::filter`](crate::telemetry::filter) accepts.
     pub log_filter: String,
     /// `SENTRY_DSN`, `SENTRY_ENVIRONMENT` and `SENTRY_RELEASE`
     pub sentry: Option<Sentry>,
-    /// What works but is probably not meant; to be logged once at the start.
+    /// Settings that work but are probably not intended; to be logged once at start.
     pub warnings: Vec<String>,
 }
 
-/// Who may send webhooks.
+/// The addresses that may send webhooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedAddresses {
     Any,
@@ -126,12 +126,12 @@ pub enum AllowedAddresses {
     Networks(Vec<IpNet>),
 }
 
-/// What a command cannot do without.
+/// The settings that a command requires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// At least one webhook signing secret.
     pub signing_secret: bool,
-    /// The key of the Backend API.
+    /// The key for the Backend API.
     pub secret_key: bool,
     /// The secrets of the sinks.
     pub sink_secrets: bool,
@@ -145,14 +145,14 @@ impl Config {
 }
 
 impl Needs {
-    /// Of the whole service.
+    /// The needs of the whole service.
     pub const SERVE: Self = Self { signing_secret: true, secret_key: false, sink_secrets: true };
 }
 
-/// Everything that a look at the settings brings to light.
+/// The result of checking all settings.
 #[derive(Debug)]
 pub struct Diagnosis {
-    /// It has stand-ins for what is mistaken.
+    /// Contains stand-ins for settings with errors.
     pub config: Config,
     pub mistakes: Vec<Mistake>,
     /// Every variable, in the order of the documentation.
@@ -160,16 +160,16 @@ pub struct Diagnosis {
 }
 
 impl Settings {
-    /// Check everything and fill in the defaults.
+    /// Checks all settings and fills in the defaults.
     ///
     /// # Errors
-    /// All mistakes at once.
+    /// All errors at once.
     pub fn resolve(&self, needs: Needs) -> Result<Config, Mistakes> {
         let Diagnosis { config, mistakes, .. } = self.diagnose(needs);
         Mistakes::among(mistakes).map_or(Ok(config), Err)
     }
 
-    /// The same for commands that look into the rest although something is wrong.
+    /// Like [`resolve`](Self::resolve), for commands that use the valid settings even if others have errors.
     pub fn diagnose(&self, needs: Needs) -> Diagnosis {
         let mut read = Reader::new(self);
         let (database, database_schema, database_max_connections) = read.database();
@@ -177,7 +177,7 @@ impl Settings {
         let (config_file, sinks) = read.sinks(&selection, needs.sink_secrets);
         let default = DEFAULT_TOLERANCE_SECONDS;
         let webhook_tolerance_seconds = read.number("WEBHOOK_TOLERANCE_SECONDS", default, 0..=86_400);
-        // All bodies in flight share 16 MiB.
+        // All request bodies in memory share 16 MiB.
         let webhook_max_body_bytes = read.number("WEBHOOK_MAX_BODY_BYTES", 1_048_576, 1024..=16_777_216);
         let table_prefix = read.table_prefix(&database);
         let config = Config {
@@ -223,10 +223,10 @@ impl Settings {
         read.finish(config, needs)
     }
 
-    /// Only the signing secrets, for commands that need nothing else; empty if none is given.
+    /// Only the signing secrets, for commands that need no other setting. Empty if none is set.
     ///
     /// # Errors
-    /// All mistakes in them at once.
+    /// All errors in them at once.
     pub fn signing_secrets(&self) -> Result<Vec<Secret>, Mistakes> {
         let mut read = Reader::new(self);
         let secrets = read.signing_secrets();

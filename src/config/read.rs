@@ -1,4 +1,4 @@
-//! From text to types, one variable at a time, collecting what is wrong instead of stopping at it.
+//! Converts text to types, one variable at a time. Collects errors instead of stopping at the first one.
 
 use std::{
     collections::BTreeMap,
@@ -37,31 +37,31 @@ use crate::{
 
 const DEFAULT_DATABASE_URL: &str = "sqlite://clerk-sync.db";
 
-/// Where the image keeps its database unless told otherwise.
+/// The default path of the database in the container image.
 const IMAGE_DATABASE: &str = "/data/clerk-sync.db";
 
-/// Columns of `users` that are ours but no fields of Clerk's.
+/// Columns of `users` that belong to clerk-sync but are not Clerk's fields.
 const OWN_COLUMNS: [&str; 7] =
     ["id", "clerk_id", "preferences", "created_at", "updated_at", "synced_at", "deleted_at"];
 
-/// Reads variables and remembers what is wrong with them. What it returns for a mistaken one is only a stand-in.
+/// Reads variables and collects their errors. For a variable with an error it returns a stand-in.
 pub(super) struct Reader<'a> {
     settings: &'a Settings,
-    /// What came out, as it may be shown.
+    /// The resulting values, as they may be shown.
     values: BTreeMap<String, String>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    /// It knows from the start what is wrong with the file `.env` and what is probably misspelt.
+    /// Starts with the errors in the `.env` file and the warnings about misspelt names.
     pub(super) fn new(settings: &'a Settings) -> Self {
         let dotenv = &settings.dotenv;
         let warnings = misspelt::warnings(dotenv);
         Self { settings, values: BTreeMap::new(), mistakes: dotenv.mistakes.clone(), warnings }
     }
 
-    /// Check what the values must be to each other and to the command, and sum up.
+    /// Checks the values against each other and against the needs of the command, and collects the results.
     pub(super) fn finish(mut self, config: Config, needs: Needs) -> Diagnosis {
         if needs.signing_secret && !self.is_given("CLERK_WEBHOOK_SIGNING_SECRET") {
             self.mistake("CLERK_WEBHOOK_SIGNING_SECRET", self.no_signing_secret());
@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         if needs.secret_key && !has_key {
             self.mistake(
                 "CLERK_SECRET_KEY",
-                "not set, but needed to ask Clerk's Backend API; take it from Clerk's Dashboard (API keys, Secret keys), or \
+                "not set, but needed to call Clerk's Backend API; copy it from Clerk's Dashboard (API keys, Secret keys), or \
                  name a file that holds it in CLERK_SECRET_KEY_FILE",
             );
         }
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
             ("CATCH_UP_ON_EMPTY", config.catch_up_on_empty),
         ] {
             if is_on && !has_key {
-                self.mistake(variable, "it is on, and needs CLERK_SECRET_KEY, which is not set");
+                self.mistake(variable, "it is on, but CLERK_SECRET_KEY is not set; set it, or turn this off");
             }
         }
         let (public, admin) = (config.listen, config.admin_listen);
@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
             public.ip() == admin.ip() || public.ip().is_unspecified() || admin.ip().is_unspecified();
         if !admin.ip().to_canonical().is_loopback() && !self.is_given("ADMIN_TOKEN") {
             let explanation = format!(
-                "found \"{}\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only \
+                "found \"{}\", which other machines can reach, and no ADMIN_TOKEN; allowed without a token: only \
                  loopback addresses such as 127.0.0.1",
                 admin.ip()
             );
@@ -95,28 +95,25 @@ impl<'a> Reader<'a> {
         }
         if public.port() == admin.port() && public.port() != 0 && overlap {
             let explanation =
-                format!("found \"{}\", which is also PORT; allowed is another one", admin.port());
+                format!("found \"{}\", which is also PORT; allowed: a different port", admin.port());
             self.mistake("ADMIN_PORT", explanation);
         }
         let is_unused = config.stream.is_some() && config.processing != Processing::Queue;
         if is_unused && needs.signing_secret && !self.is_mistaken("QUEUE_URL") {
-            self.mistake(
-                "QUEUE_URL",
-                "set, but webhooks wait in it only with PROCESSING=queue; set that as well",
-            );
+            self.mistake("QUEUE_URL", "set, but used only with PROCESSING=queue; set that too");
         }
-        // Addresses that are not synced are not ours to take from anybody.
+        // Without synced addresses there is nothing to make unique, and clerk-sync must not change the column.
         if config.unique_email && !config.sync_fields().contains(user::EMAIL) {
             self.mistake(
                 "UNIQUE_EMAIL",
-                "found on, and SYNC_FIELDS has no email; allowed is on only with it",
+                "it is on, but SYNC_FIELDS does not name email; add email, or turn this off",
             );
         }
 
         let variables = Settings::variables();
         let place = |mistake: &Mistake| variables.iter().position(|name| *name == mistake.variable);
         self.mistakes.sort_by_key(place);
-        // The file of a secret is told as the origin of the secret.
+        // The file of a secret is shown as the source of the secret.
         let is_file = |name: &&String| name.ends_with("_FILE") && *name != "CONFIG_FILE";
         let effective = variables.iter().filter(|name| !is_file(name)).map(|variable| Effective {
             value: self.values.get(variable).filter(|_| !self.is_mistaken(variable)).cloned(),
@@ -128,19 +125,18 @@ impl<'a> Reader<'a> {
 
     fn no_signing_secret(&self) -> String {
         match misspelt::signing_secret(&self.settings.dotenv) {
-            None => "not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard \
+            None => "not set, but needed to tell genuine webhooks from forged ones; copy it from Clerk's Dashboard \
                      (Webhooks, your endpoint, Signing Secret), or name a file that holds it in \
                      CLERK_WEBHOOK_SIGNING_SECRET_FILE"
                 .to_owned(),
             Some(other) => format!(
-                "not set, but needed to tell genuine webhooks from forged ones, while {other} is set, which clerk-sync does \
-                 not read; if that is the endpoint's signing secret, give it under the name \
-                 CLERK_WEBHOOK_SIGNING_SECRET as well"
+                "not set, but needed to tell genuine webhooks from forged ones. {other} is set, but clerk-sync does not read \
+                 it; if it holds the endpoint's signing secret, set CLERK_WEBHOOK_SIGNING_SECRET to the same value"
             ),
         }
     }
 
-    /// The database, its schema, and the most connections to it.
+    /// The database, its schema, and the maximum number of connections.
     pub(super) fn database(&mut self) -> (Database, String, u32) {
         const VARIABLE: &str = "DATABASE_URL";
         let given = self.secret(VARIABLE);
@@ -162,16 +158,16 @@ impl<'a> Reader<'a> {
         self.warnings.extend(warnings);
         if matches!(&database, Database::Sqlite { path } if path == Path::new(IMAGE_DATABASE)) {
             self.warnings.push(format!(
-                "{VARIABLE}: users are kept in {IMAGE_DATABASE}, which lasts only as long as the volume /data; \
-                 set DATABASE_URL to keep them in your application's database"
+                "{VARIABLE}: users are stored in {IMAGE_DATABASE}, which lasts only as long as the volume /data; \
+                 set DATABASE_URL to store them in your application's database"
             ));
         }
-        let allowed = "a name of 1 to 63 bytes without quotes that does not begin with pg_";
+        let allowed = "a name of 1 to 63 bytes that has no quotes and does not begin with pg_";
         let read = |text: &str| (is_name(text) && !text.starts_with("pg_")).then(|| text.to_owned());
         let schema = self.value("DATABASE_SCHEMA", "clerk".to_owned(), allowed, read);
         if other.is_some_and(|other| other != schema) {
             self.warnings.push(format!(
-                "{VARIABLE}: the parameter schema is ignored; DATABASE_SCHEMA decides, and is {schema}"
+                "{VARIABLE}: the parameter schema is ignored; the schema comes from DATABASE_SCHEMA and is {schema}"
             ));
         }
         let without_schemas = match database {
@@ -183,17 +179,19 @@ impl<'a> Reader<'a> {
             && self.settings.get("DATABASE_SCHEMA").is_some()
         {
             self.warnings.push(format!(
-                "DATABASE_SCHEMA: ignored, {product} has no schemas; the {tables} are in the database that DATABASE_URL names"
+                "DATABASE_SCHEMA: ignored because {product} has no schemas; the {tables} are in the database that \
+                 DATABASE_URL names"
             ));
         }
         let default = connection_limit.map_or(8, |limit| limit.min(8));
         (database, schema, self.number("DATABASE_MAX_CONNECTIONS", default, 1..=1000))
     }
 
-    /// What the names of our tables begin with, where there are no schemas.
+    /// The prefix of table names, for databases without schemas.
     pub(super) fn table_prefix(&mut self, database: &Database) -> String {
         const VARIABLE: &str = "TABLE_PREFIX";
-        let allowed = "up to 32 of a to z, 0 to 9 and _, of which the first is no digit, but not sqlite_";
+        let allowed =
+            "up to 32 characters of a to z, 0 to 9 and _, which do not begin with a digit or sqlite_";
         let is_of_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
         let fits = |text: &str| {
             text.len() <= 32
@@ -203,7 +201,8 @@ impl<'a> Reader<'a> {
         };
         let Some(prefix) = self.optional(VARIABLE, allowed, fits) else { return String::new() };
         if matches!(database, Database::Postgres { .. }) {
-            self.warnings.push(format!("{VARIABLE}: ignored, PostgreSQL has schemas; see DATABASE_SCHEMA"));
+            self.warnings
+                .push(format!("{VARIABLE}: ignored because PostgreSQL has schemas; use DATABASE_SCHEMA"));
         }
         prefix
     }
@@ -215,13 +214,13 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A length of time, in the unit that the variable's name says.
+    /// A duration in the unit that the variable's name ends with.
     pub(super) fn time(&mut self, variable: &str, default: u32, range: RangeInclusive<u32>) -> Duration {
         let unit = if variable.ends_with("_DAYS") { 24 * 60 * 60 } else { 1 };
         Duration::from_secs(unit * u64::from(self.number(variable, default, range)))
     }
 
-    /// The secrets that can be used.
+    /// The valid signing secrets.
     pub(super) fn signing_secrets(&mut self) -> Vec<Secret> {
         const VARIABLE: &str = "CLERK_WEBHOOK_SIGNING_SECRET";
         let Some(text) = self.secret(VARIABLE) else { return Vec::new() };
@@ -239,21 +238,21 @@ impl<'a> Reader<'a> {
     pub(super) fn clerk_secret_key(&mut self) -> Option<SecretString> {
         const VARIABLE: &str = "CLERK_SECRET_KEY";
         let key = self.secret(VARIABLE)?;
-        // The prefix says which kind of instance the key is for.
+        // The prefix is safe to show: it says only whether the instance is for development or production.
         match ["sk_test_", "sk_live_"].into_iter().find(|prefix| key.starts_with(prefix)) {
             Some(prefix) if is_visible(&key[prefix.len()..]) => self.show(VARIABLE, format!("{prefix}…")),
             _ => self.mistake(
                 VARIABLE,
-                "found something that is not a secret key; allowed is one as Clerk's Dashboard shows it (API keys, \
-                 Secret keys): it begins with sk_test_ or sk_live_",
+                "found something that is not a secret key; allowed: a key as Clerk's Dashboard shows it (API keys, \
+                 Secret keys), which begins with sk_test_ or sk_live_",
             ),
         }
         Some(key.into())
     }
 
-    /// A length of time such as `90s` or `24h`, or `off`.
+    /// A duration such as `90s` or `24h`, or `off`.
     pub(super) fn interval(&mut self, variable: &str, default: &str) -> Option<Duration> {
-        let allowed = "a length of time from 1s to 365d, such as 90s, 15m, 24h or 7d, or off";
+        let allowed = "a duration from 1s to 365d, such as 90s, 15m, 24h or 7d, or off";
         let range = Duration::from_secs(1)..=Duration::from_hours(365 * 24);
         let read = |text: &str| humantime::parse_duration(text).ok().filter(|length| range.contains(length));
         let text = self.value(variable, default.to_owned(), allowed, |text| {
@@ -273,7 +272,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn clerk_api_url(&mut self) -> Url {
         const VARIABLE: &str = "CLERK_API_URL";
-        let allowed = "an address that begins with https:// or http://, without user, parameters or fragment";
+        let allowed = "a URL that begins with https:// or http:// and has no user, parameters or fragment";
         let read = |text: &str| {
             let url = Url::parse(text).ok()?;
             let plain = matches!(url.scheme(), "https" | "http")
@@ -287,15 +286,15 @@ impl<'a> Reader<'a> {
         let url = self.value(VARIABLE, default, allowed, read);
         if url.scheme() == "http" && !is_loopback(&url) {
             self.warnings.push(format!(
-                "{VARIABLE}: the key and the users go over http, where anybody on the way can read them; use https"
+                "{VARIABLE}: the key and the users are sent over http, where others on the network can read them; use https"
             ));
         }
         url
     }
 
     pub(super) fn instance_id(&mut self) -> Option<String> {
-        let allowed = "an id as Clerk writes it, such as ins_2abc, which the address of the Dashboard shows behind \
-                       /instances/; or any";
+        let allowed = "an id as Clerk writes it, such as ins_2abc, which the URL of the Dashboard shows after /instances/; \
+                       or any";
         self.optional("CLERK_INSTANCE_ID", allowed, is_instance)
     }
 
@@ -304,7 +303,7 @@ impl<'a> Reader<'a> {
         let allowed = "an IP address or localhost, such as 127.0.0.1, 0.0.0.0 or ::1";
         let read = |text: &str| if text == "localhost" { Some(LOCALHOST) } else { text.parse().ok() };
         let host = self.value(host, LOCALHOST, allowed, read);
-        let allowed = "a whole number from 0 to 65535, where 0 takes a free port";
+        let allowed = "a whole number from 0 to 65535, where 0 picks a free port";
         let port = self.value(port, default_port, allowed, |text| text.parse().ok());
         SocketAddr::new(host, port)
     }
@@ -325,13 +324,13 @@ impl<'a> Reader<'a> {
         const RAW: &str = "SYNC_RAW";
         let allowed = entity::ALL.iter().map(|entity| entity.kind).collect::<Vec<_>>().join(", ");
         let chosen =
-            self.list(VARIABLE, "no kind", &format!("all, or out of {allowed}"), |name| match name {
-                // Each carries a whole user, and there is one for every sign-in.
+            self.list(VARIABLE, "no kind", &format!("all, or any of {allowed}"), |name| match name {
+                // Session events carry a whole user, and every sign-in causes them.
                 "all" => Some(entity::ALL.iter().copied().filter(|entity| **entity != SESSION).collect()),
                 _ => Some(vec![entity::named(name)?]),
             });
         let chosen = chosen.map_or_else(|| vec![&USER], |chosen| chosen.concat());
-        let raw = self.list(RAW, "no kind", &format!("out of {allowed}"), entity::named).unwrap_or_default();
+        let raw = self.list(RAW, "no kind", &format!("any of {allowed}"), entity::named).unwrap_or_default();
         for entity in raw.iter().filter(|entity| !chosen.contains(entity)) {
             self.warnings.push(format!(
                 "{RAW} names {0}, but {VARIABLE} does not: nothing of that kind is stored",
@@ -343,14 +342,14 @@ impl<'a> Reader<'a> {
         for entity in entity::ALL.iter().copied() {
             let variable = &fields_variable(entity);
             let allowed = joined(entity.selectable(), ", ");
-            // What is wrong is told of kinds that are not synced as well.
+            // Errors are reported for kinds that are not synced too.
             let given = self.list(variable, "no field", &allowed, |name| {
                 entity.selectable().find(|field| field.name() == name)
             });
             let by_default = || entity.fields().filter(|field| field.by_default).collect();
             let fields: Vec<Field> = given.unwrap_or_else(by_default);
             let raw = entity.raw().filter(|_| raw.contains(&entity));
-            // An erasure finds the whole object by that.
+            // An erasure finds the whole object by this field.
             let address = entity.address().filter(|_| raw.is_some());
             let fields = fields.into_iter().chain(raw).chain(address).collect();
             let fields = Selection::of(entity, fields).fields(entity);
@@ -364,8 +363,8 @@ impl<'a> Reader<'a> {
         for child in selection.entities() {
             for (_, parent) in child.parents().filter(|(_, parent)| !selection.has(parent)) {
                 self.warnings.push(format!(
-                    "{VARIABLE} names {} and not {parent}: what belongs to a deleted {parent} stays here until a reconcile \
-                     finds that it is not at Clerk",
+                    "{VARIABLE} names {} but not {parent}: rows that belong to a deleted {parent} stay until a reconcile \
+                     finds that Clerk no longer has them",
                     child.kind,
                     parent = parent.kind
                 ));
@@ -374,7 +373,7 @@ impl<'a> Reader<'a> {
         selection
     }
 
-    /// A value out of a few; the default is that of its type.
+    /// One of a few values; the default is that of its type.
     pub(super) fn one_of<T: Copy + Default>(
         &mut self,
         variable: &str,
@@ -393,8 +392,8 @@ impl<'a> Reader<'a> {
 
     pub(super) fn anonymize_columns(&mut self) -> Vec<String> {
         const VARIABLE: &str = "ANONYMIZE_COLUMNS";
-        // Those are anonymised anyway.
-        let allowed = "names of 1 to 63 bytes without quotes, and none of clerk-sync's own columns";
+        // clerk-sync's own columns are anonymised anyway.
+        let allowed = "names of 1 to 63 bytes without quotes, except clerk-sync's own columns";
         let is_own = |name: &str| OWN_COLUMNS.contains(&name) || USER.named(name).is_some();
         let read = |name: &str| (is_name(name) && !is_own(name)).then(|| name.to_owned());
         let mut columns = Vec::new();
@@ -416,7 +415,7 @@ impl<'a> Reader<'a> {
                 self.show(VARIABLE, "svix");
                 AllowedAddresses::Svix
             }
-            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, ", or svix alone")),
+            Some(_) => AllowedAddresses::Networks(self.networks(VARIABLE, ", or only svix")),
             None => {
                 self.show(VARIABLE, "any");
                 AllowedAddresses::Any
@@ -447,7 +446,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The stream of webhooks.
+    /// The stream that queues webhooks.
     pub(super) fn stream(&mut self) -> Option<stream::Options> {
         const VARIABLE: &str = "QUEUE_URL";
         let replicas = self.number("QUEUE_REPLICAS", 0, 0..=100);
@@ -459,8 +458,9 @@ impl<'a> Reader<'a> {
         } else if !stream::is_url(&url) {
             self.mistake(
                 VARIABLE,
-                "found something that cannot be used; allowed is the URL of a Redis or Valkey, redis://HOST:PORT/DATABASE, or \
-                 rediss://… with TLS; a user and a password stand before the host, as in redis://USER:PASSWORD@HOST",
+                "found something that is not a Redis URL; allowed: the URL of a Redis or Valkey server, \
+                 redis://HOST:PORT/DATABASE, or rediss://… for TLS; user and password come before the host, as in \
+                 redis://USER:PASSWORD@HOST",
             );
         }
         let place = Url::parse(&url).ok();
@@ -480,7 +480,7 @@ impl<'a> Reader<'a> {
         if keys.is_empty() || keys.iter().any(Option::is_none) {
             self.mistake(
                 VARIABLE,
-                "found something that is no key; allowed are 32 bytes in base64, as `openssl rand -base64 32` prints them, \
+                "found something that is not a key; allowed: 32 bytes in base64, as `openssl rand -base64 32` prints them, \
                  several separated by commas",
             );
         }
@@ -489,13 +489,13 @@ impl<'a> Reader<'a> {
         keys.into_iter().flatten().collect()
     }
 
-    /// Where errors are reported to, and as what.
+    /// Where and how errors are reported.
     pub(super) fn sentry(&mut self) -> Option<Sentry> {
         const VARIABLE: &str = "SENTRY_DSN";
         let environment = self.label("SENTRY_ENVIRONMENT", 64);
         let release = self.label("SENTRY_RELEASE", 200);
         let Some(dsn) = self.secret(VARIABLE) else {
-            // They are not used.
+            // The other two are not used without a DSN.
             self.values.retain(|variable, _| !variable.starts_with("SENTRY_"));
             return None;
         };
@@ -507,7 +507,7 @@ impl<'a> Reader<'a> {
         if !is_dsn {
             self.mistake(
                 VARIABLE,
-                "found something that is no DSN; allowed is one as Sentry shows it (Project Settings, Client Keys): \
+                "found something that is not a DSN; allowed: a DSN as Sentry shows it (Project Settings, Client Keys): \
                  https://KEY@HOST/PROJECT",
             );
         }
@@ -515,7 +515,7 @@ impl<'a> Reader<'a> {
         Some(Sentry { dsn: dsn.into(), environment, release })
     }
 
-    /// A name of which Sentry makes a label.
+    /// A name that Sentry uses as a label.
     fn label(&mut self, variable: &str, longest: usize) -> Option<String> {
         let allowed = format!("a name of up to {longest} visible characters without slashes");
         self.optional(variable, &allowed, |text| {
@@ -523,7 +523,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The file that names other systems, and these systems.
+    /// The file that lists the sinks, and the sinks.
     pub(super) fn sinks(
         &mut self,
         selection: &Selection,
@@ -577,12 +577,12 @@ impl<'a> Reader<'a> {
         let text = self.settings.get(variable)?;
         let value = read(text);
         if value.is_none() {
-            self.mistake(variable, format!("found {}; allowed is {allowed}", shown(text)));
+            self.mistake(variable, format!("found {}; allowed: {allowed}", shown(text)));
         }
         value
     }
 
-    /// The elements of a list, if one is given.
+    /// The elements of a list, if it is set.
     fn list<T>(
         &mut self,
         variable: &str,
@@ -597,19 +597,19 @@ impl<'a> Reader<'a> {
         Some(elements)
     }
 
-    /// A value that must not be shown, given directly or in a file. None may stand in quotes: files of variables for Docker or
-    /// systemd are not read as a shell would, and then the quotes would be part of it.
+    /// A secret, set directly or in a file. Quotes around it are an error: Docker and systemd do not read files of variables as a
+    /// shell does, so the quotes would become part of the secret.
     fn secret(&mut self, variable: &str) -> Option<String> {
         let file_variable = format!("{variable}_FILE");
         let text = match (self.settings.get(variable), self.settings.get(&file_variable)) {
             (None, None) => return None,
             (Some(text), None) => Ok(text.to_owned()),
             (Some(_), Some(_)) => {
-                Err(format!("{variable} is set as well, and only one of them can count; remove the other"))
+                Err(format!("{variable} is set too, but only one of the two is allowed; remove the other"))
             }
-            // A path of another form might be the secret itself.
+            // Any other text might be the secret itself.
             (None, Some(path)) if path.starts_with(['/', '.']) => secret_in(path, &shown(path)),
-            (None, Some(path)) => secret_in(path, "(its path is not shown, it might be the secret)"),
+            (None, Some(path)) => secret_in(path, "(its path is not shown, because it might be the secret)"),
         };
         let is_quoted = |text: &str| {
             let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
@@ -617,10 +617,7 @@ impl<'a> Reader<'a> {
         };
         match text {
             Ok(text) if is_quoted(&text) => {
-                self.mistake(
-                    variable,
-                    "it is in quotes, which would count as part of it; leave the quotes out",
-                );
+                self.mistake(variable, "it is in quotes, which would be part of it; remove the quotes");
                 None
             }
             Ok(text) => Some(text),
@@ -631,12 +628,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Remember what came out.
+    /// Records the resulting value, for display.
     fn show(&mut self, variable: &str, value: impl Display) {
         self.values.insert(variable.to_owned(), value.to_string());
     }
 
-    /// The same of a list, which counts as not set if it is empty.
+    /// Like [`show`](Self::show) for a list. An empty list counts as not set.
     fn show_list<T: Display>(&mut self, variable: &str, values: &[T]) {
         if !values.is_empty() {
             let values: Vec<String> = values.iter().map(T::to_string).collect();
@@ -644,7 +641,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a value was given, be it one that can be used or not.
+    /// Whether a value is set, valid or not.
     fn is_given(&self, variable: &str) -> bool {
         self.settings.get(variable).is_some()
             || self.settings.get(&format!("{variable}_FILE")).is_some()

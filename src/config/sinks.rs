@@ -1,8 +1,7 @@
-//! `clerk-sync.toml`: the other systems that are told, and what each of them may know.
+//! `clerk-sync.toml`: the systems to notify, and the fields that each may receive.
 //!
-//! It is read key by key rather than by derived code, because that would stop at the first mistake and quote the line it
-//! stands on, which may be somebody's secret. Secrets do not stand in the file: only the name of a variable or of a file
-//! that holds one.
+//! It is read key by key. Derived code would stop at the first error and quote its line, which may contain a secret. The file
+//! itself contains no secrets, only the names of variables or files that hold them.
 
 use std::{
     collections::BTreeSet,
@@ -27,48 +26,48 @@ use crate::{
     model::{Field, FieldSet, MessageType, Selection, Subscription},
 };
 
-/// The file that is read if none is named.
+/// The file that is read if no setting names one.
 pub(super) const DEFAULT_FILE: &str = "clerk-sync.toml";
 
-/// Stands for an address that is not known.
+/// Stand-in for an unknown address.
 const STAND_IN: &str = "https://localhost";
 
-/// The destination that is our own database, and so no name for a sink.
+/// The destination name of clerk-sync's own database, so a sink cannot have it.
 const DATABASE: &str = "database";
 
 const MAX_NAME_BYTES: usize = 40;
 
 const KINDS: [&str; 3] = ["webhook", "segment", "mailchimp"];
 
-/// What Mailchimp has places for. Nothing else is kept for it, nor makes it be told.
+/// The fields that Mailchimp can store. Other fields are not sent, and their changes cause no message.
 const MAILCHIMP_FIELDS: [Field; 3] = [user::EMAIL, user::FIRST_NAME, user::LAST_NAME];
 
-/// What a new contact may become.
+/// The statuses that a new contact can get.
 const MAILCHIMP_STATUSES: [&str; 4] = ["transactional", "pending", "subscribed", "unsubscribed"];
 
-/// Requests that Mailchimp answers side by side.
+/// The number of parallel requests that Mailchimp accepts.
 const MAILCHIMP_CONNECTIONS: u32 = 10;
 
-/// A system that is told.
+/// A system that clerk-sync notifies.
 #[derive(Clone)]
 pub struct SinkConfig {
     pub name: String,
     pub kind: SinkKind,
-    /// What it is told of. Deletions of users that it ever got reach it all the same.
+    /// The messages it receives. It also receives the deletion of every user that it was ever sent.
     pub events: Vec<MessageType>,
-    /// What it may know; never more than is synced.
+    /// The fields it may receive, always a subset of the synced fields.
     pub fields: Selection,
-    /// For handing over one message.
+    /// For the delivery of one message.
     pub timeout: Duration,
-    /// Messages handed over side by side.
+    /// The number of messages delivered in parallel.
     pub concurrency: usize,
-    /// The most messages a second.
+    /// The maximum number of messages per second.
     pub rate: Option<NonZeroU32>,
-    /// Until a message is dead.
+    /// The number of attempts before a message is dead.
     pub attempts: u32,
 }
 
-/// What kind of system it is, and what only that kind needs.
+/// The kind of system, with its specific settings.
 #[derive(Clone)]
 pub enum SinkKind {
     Webhook(Webhook),
@@ -91,19 +90,19 @@ pub struct Segment {
     pub regulations: Regulations,
 }
 
-/// What erases from Segment.
+/// The API that erases users from Segment.
 #[derive(Clone)]
 pub struct Regulations {
     pub url: Url,
     pub token: SecretString,
-    /// Whether it is `RudderStack`'s, and of which destinations; all if none is named.
+    /// For `RudderStack`: the destinations to erase from; all if the list is empty. `None` for Segment.
     pub rudderstack: Option<Vec<String>>,
 }
 
-/// An audience of Mailchimp's.
+/// A Mailchimp audience.
 #[derive(Clone)]
 pub struct Mailchimp {
-    /// Not known only if it follows from a key that was not needed.
+    /// `None` only if the address is part of a key that the command does not need.
     pub url: Option<Url>,
     pub api_key: SecretString,
     pub list_id: String,
@@ -113,12 +112,12 @@ pub struct Mailchimp {
 }
 
 impl SinkConfig {
-    /// What it is told, as the rules need it.
+    /// Its subscription, as the rules need it.
     pub fn subscription(&self) -> Subscription {
         Subscription { sink: self.name.clone(), events: self.events.clone(), fields: self.fields.clone() }
     }
 
-    /// Which system it is, as a hash: if this changes under one name, what was told before is elsewhere.
+    /// A hash that identifies the system. If it changes for one name, earlier messages went to another system.
     pub fn address(&self) -> String {
         let parts = match &self.kind {
             SinkKind::Webhook(webhook) => vec![webhook.url.as_str()],
@@ -133,12 +132,12 @@ impl SinkConfig {
                 vec![mailchimp.url.as_ref().map_or("", Url::as_str), &mailchimp.list_id]
             }
         };
-        // No part holds an end of a line.
+        // No part contains a line break.
         let digest = Sha256::digest(format!("{}\n{}", self.kind.name(), parts.join("\n")));
         hex::encode(&digest[..8])
     }
 
-    /// Where it is, without anything that might be a secret.
+    /// The host, without anything that might be a secret.
     pub fn host(&self) -> &str {
         let url = match &self.kind {
             SinkKind::Webhook(webhook) => Some(&webhook.url),
@@ -166,7 +165,7 @@ impl fmt::Debug for SinkConfig {
     }
 }
 
-/// The file's name as it may be shown: somebody may have put something else into the variable.
+/// The file's name as it may be shown. The variable may contain a secret by mistake.
 pub(super) fn shown_path(path: &str) -> String {
     if shown(path).starts_with('"') {
         path.to_owned()
@@ -175,13 +174,13 @@ pub(super) fn shown_path(path: &str) -> String {
     }
 }
 
-/// What the text of a file is read with.
+/// The context for reading a file.
 pub(super) struct Source<'a> {
     /// The file's name as it may be shown.
     pub(super) file: &'a str,
     pub(super) selection: &'a Selection,
     pub(super) need_secrets: bool,
-    /// What the environment has.
+    /// Looks up a variable in the environment.
     pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
 }
 
@@ -192,7 +191,7 @@ impl Source<'_> {
         let table: Table = match text.parse() {
             Ok(table) => table,
             Err(error) => {
-                // The errors themselves quote their lines.
+                // The errors quote their lines, so only line numbers are reported.
                 let (_, errors) = DeTable::parse_recoverable(text);
                 let line = |span: Range<usize>| 1 + text[..span.start].matches('\n').count();
                 let spans = errors.iter().chain([&error]).filter_map(toml::de::Error::span);
@@ -207,7 +206,7 @@ impl Source<'_> {
             }
         };
         for key in table.keys().filter(|key| *key != "sink") {
-            mistake(format!("found {}; allowed is only [[sink]]", shown(key)));
+            mistake(format!("found {}; allowed: only [[sink]]", shown(key)));
         }
         let given = match table.get("sink") {
             None => return Vec::new(),
@@ -215,7 +214,7 @@ impl Source<'_> {
             Some(other) => std::slice::from_ref(other),
         };
         if !table["sink"].is_array() || !given.iter().all(Value::is_table) {
-            mistake("found a sink that is not a table of its own; allowed is [[sink]]".to_owned());
+            mistake("found a sink that is not a separate table; allowed: [[sink]]".to_owned());
         }
         let (mut sinks, mut names) = (Vec::new(), Vec::new());
         for (place, table) in given.iter().filter_map(Value::as_table).enumerate() {
@@ -225,7 +224,7 @@ impl Source<'_> {
             if let Some(name) = &name
                 && names.contains(name)
             {
-                keys.mistake("name", "another sink has this name; allowed is each name once");
+                keys.mistake("name", "another sink has this name; allowed: a unique name");
             }
             sinks.extend(keys.sink(name.clone().unwrap_or_default()));
             names.extend(name);
@@ -234,22 +233,22 @@ impl Source<'_> {
     }
 }
 
-/// The keys of one sink. What is returned for a mistaken one is only a stand-in.
+/// The keys of one sink. For a key with an error a stand-in is returned.
 struct Keys<'a> {
     source: &'a Source<'a>,
     table: &'a Table,
-    /// Which sink, for mistakes.
+    /// Which sink, for error messages.
     place: String,
-    /// Those that were asked for.
+    /// The keys that were read.
     known: BTreeSet<String>,
     mistakes: &'a mut Vec<Mistake>,
 }
 
 impl Keys<'_> {
-    /// Its name; from then on mistakes are told by it.
+    /// The sink's name. Later errors use it.
     fn name(&mut self) -> Option<String> {
         let allowed = format!(
-            "a name of 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9 and -, and not {DATABASE}, which is our own"
+            "a name of 1 to {MAX_NAME_BYTES} characters of a-z, 0-9 and -, except {DATABASE}, which clerk-sync uses"
         );
         self.require("name", &allowed);
         let name = self.text("name", &allowed, is_name)?;
@@ -257,7 +256,7 @@ impl Keys<'_> {
         Some(name)
     }
 
-    /// The rest; none if its kind is not known, and so not which other keys are allowed.
+    /// The rest. `None` if the kind is unknown, because then the allowed keys are unknown too.
     fn sink(&mut self, name: String) -> Option<SinkConfig> {
         self.require("kind", &format!("one of {}", KINDS.join(", ")));
         let kind = self.one_of("kind", &KINDS);
@@ -320,7 +319,7 @@ impl Keys<'_> {
         if api_key.is_some() && !given {
             self.mistake(
                 "api_key",
-                "it does not end with a data centre, such as -us21, so that url has to say where the account is",
+                "it does not end with a data centre, such as -us21; set url to the address of the account",
             );
         }
         let url = self.url("url", Some(derived.as_deref().unwrap_or("https://api.mailchimp.com")), false);
@@ -346,7 +345,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Systems that know only people are told of nothing else.
+    /// Systems that know only people receive messages about users only.
     fn events(&mut self, kind: Option<&str>) -> Vec<MessageType> {
         let knows_all = kind.is_none_or(|kind| kind == "webhook");
         let kinds = self.source.selection.entities().filter(|entity| knows_all || **entity == USER);
@@ -359,13 +358,13 @@ impl Keys<'_> {
         }
     }
 
-    /// The list is one of users' fields. Of other kinds a system may have what is synced.
+    /// The list names fields of users. For other kinds a system receives all synced fields.
     fn fields(&mut self, is_mailchimp: bool) -> Selection {
         let synced = self.source.selection.fields(&USER).of(&USER);
         let may: FieldSet =
             synced.filter(|field| !is_mailchimp || MAILCHIMP_FIELDS.contains(field)).collect();
         let whose =
-            if is_mailchimp { "Mailchimp has places for and SYNC_FIELDS names" } else { "are SYNC_FIELDS" };
+            if is_mailchimp { "Mailchimp can store and SYNC_FIELDS names" } else { "are SYNC_FIELDS" };
         let allowed = format!("{}, which {whose}", joined(may.of(&USER), ", "));
         let named = |name: &str| USER.named(name).filter(|field| may.contains(*field));
         let chosen = self.list("fields", &allowed, named);
@@ -373,39 +372,39 @@ impl Keys<'_> {
         if is_mailchimp && !chosen.contains(user::EMAIL) {
             self.mistake(
                 "fields",
-                "email is not among them, and Mailchimp knows people only by it; SYNC_FIELDS must name it as well",
+                "email is missing, but Mailchimp identifies people by it; name it here and in SYNC_FIELDS",
             );
         }
         self.source.selection.clone().with(&USER, chosen)
     }
 
     fn timeout(&mut self) -> Duration {
-        // Together with what the database needs, less than the lease of a message: 30 s.
+        // With the time for the database, it must stay below the lease of a message: 30 s.
         let range = Duration::from_secs(1)..=Duration::from_secs(25);
-        let timeout = self.value("timeout", "a length of time from 1s to 25s, such as \"10s\"", |value| {
+        let timeout = self.value("timeout", "a duration from 1s to 25s, such as \"10s\"", |value| {
             humantime::parse_duration(value.as_str()?).ok().filter(|length| range.contains(length))
         });
         timeout.unwrap_or(Duration::from_secs(10))
     }
 
-    /// An address.
+    /// A URL.
     fn url(&mut self, key: &str, default: Option<&str>, may_have_query: bool) -> Url {
         let allow_http = self.value("allow_http", "true or false", Value::as_bool).unwrap_or(false);
         if default.is_none() {
-            self.require(key, "an address such as https://example.com/hooks");
+            self.require(key, "a URL such as https://example.com/hooks");
         }
         let given = self.text(key, "text", |_| true);
         let text = given.as_deref().or(default).unwrap_or(STAND_IN);
-        // Nothing of it is shown but its scheme and host: paths and parameters of endpoints are often secrets.
+        // Messages show only scheme and host, because paths and parameters of endpoints are often secrets.
         let Ok(url) = Url::parse(text) else {
-            self.mistake(key, "found something that is not an address; allowed is https://…");
+            self.mistake(key, "found something that is not a URL; allowed: https://…");
             return Url::parse(STAND_IN).expect("a URL");
         };
         let refusals = [
-            (!["https", "http"].contains(&url.scheme()) || url.host().is_none(), "allowed is https://…"),
+            (!["https", "http"].contains(&url.scheme()) || url.host().is_none(), "only https://… is allowed"),
             (
                 !url.username().is_empty() || url.password().is_some(),
-                "it holds a user or password, and secrets do not stand in this file",
+                "it contains a user or password, but secrets are not allowed in this file",
             ),
             (
                 url.fragment().is_some() || (url.query().is_some() && !may_have_query),
@@ -413,18 +412,18 @@ impl Keys<'_> {
             ),
             (
                 url.scheme() == "http" && !allow_http && !is_loopback(&url),
-                "everybody on the way could read what is sent; allowed is https://…, http:// to this machine, or \
-                 anywhere with allow_http = true",
+                "others on the network could read the messages; allowed: https://…, http:// to this machine, or http:// \
+                 to any machine with allow_http = true",
             ),
         ];
         let host = url.host_str().unwrap_or_default();
         for (_, refusal) in refusals.iter().filter(|(is_so, _)| *is_so) {
-            self.mistake(key, format!("found an address at {}://{host}: {refusal}", url.scheme()));
+            self.mistake(key, format!("found a URL at {}://{host}: {refusal}", url.scheme()));
         }
         url
     }
 
-    /// A secret of one word that a header can carry.
+    /// A secret that can be sent in a header.
     fn token(&mut self, key: &str) -> SecretString {
         let token = self.secret(key).unwrap_or_default();
         if !token.is_empty() && !is_visible(&token) {
@@ -433,7 +432,7 @@ impl Keys<'_> {
         token.into()
     }
 
-    /// A secret that stands elsewhere: exactly one of `KEY_env` and `KEY_file` says where.
+    /// A secret from a variable or a file. Exactly one of `KEY_env` and `KEY_file` names it.
     fn secret(&mut self, key: &str) -> Option<String> {
         let (by_variable, by_file) = (format!("{key}_env"), format!("{key}_file"));
         let variable = self.text(&by_variable, "the name of a variable", |text| {
@@ -450,26 +449,26 @@ impl Keys<'_> {
             _ if is_inside => Err((
                 key,
                 format!(
-                    "secrets do not stand in this file: name a variable in {by_variable}, or a file in {by_file}"
+                    "secrets are not allowed in this file; name a variable in {by_variable}, or a file in {by_file}"
                 ),
             )),
             (Some(_), Some(_)) => Err((
                 &*by_variable,
-                format!("{by_file} is set as well, and only one of them can count; remove the other"),
+                format!("{by_file} is set too, but only one of the two is allowed; remove the other"),
             )),
             (Some(name), None) => self.secret_of(&name).map_err(|why| {
                 (&*by_variable, format!("{why}; set it, or name a file that holds the secret in {by_file}"))
             }),
             (None, Some(path)) => secret_in(&path, &shown_path(&path))
                 .map_err(|why| (&*by_file, format!("{why}; put the secret there, or correct {by_file}"))),
-            // The one that is given is mistaken, which was told of.
+            // The given key has an error, which was reported above.
             (None, None) if [&by_variable, &by_file].iter().any(|key| self.table.contains_key(*key)) => {
                 return None;
             }
             (None, None) => Err((
                 &*by_variable,
                 format!(
-                    "neither {by_variable} nor {by_file} is set, and it is needed; name the variable that holds the secret \
+                    "neither {by_variable} nor {by_file} is set, but one is needed; name the variable that holds the secret \
                      in {by_variable}, or a file in {by_file}"
                 ),
             )),
@@ -486,10 +485,10 @@ impl Keys<'_> {
 
     /// The secret that a variable holds.
     fn secret_of(&self, name: &str) -> Result<String, String> {
-        // What looks like no name may be the secret itself.
+        // A text that does not look like a name may be the secret itself.
         let plain =
             name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
-        let shown = if plain { name } else { "of this name (not shown)" };
+        let shown = if plain { name } else { "(its name is not shown)" };
         let text = (self.source.variable)(name).ok_or_else(|| format!("the variable {shown} is not set"))?;
         match text.trim() {
             "" => Err(format!("the variable {shown} is empty")),
@@ -497,10 +496,10 @@ impl Keys<'_> {
         }
     }
 
-    /// Tell of a key that must be there and is not.
+    /// Reports a required key that is missing.
     fn require(&mut self, key: &str, allowed: &str) {
         if !self.table.contains_key(key) {
-            self.mistake(key, format!("not set; allowed is {allowed}"));
+            self.mistake(key, format!("not set; allowed: {allowed}"));
         }
     }
 
@@ -523,10 +522,10 @@ impl Keys<'_> {
     }
 
     fn names(&mut self, key: &str) -> Option<Vec<String>> {
-        self.value(key, "a list of texts", |value| value.clone().try_into().ok())
+        self.value(key, "a list of strings", |value| value.clone().try_into().ok())
     }
 
-    /// A list of names that are known.
+    /// A list of known names.
     fn list<T>(&mut self, key: &str, allowed: &str, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
         let names = self.names(key)?;
         let (elements, refusal) = elements(names.iter().map(String::as_str), "an empty list", allowed, read);
@@ -546,7 +545,7 @@ impl Keys<'_> {
                 Value::Integer(number) => number.to_string(),
                 other => format!("a {}", other.type_str()),
             };
-            self.mistake(key, format!("found {found}; allowed is {allowed}"));
+            self.mistake(key, format!("found {found}; allowed: {allowed}"));
         }
         read
     }
@@ -556,7 +555,7 @@ impl Keys<'_> {
             self.table.keys().filter(|key| !self.known.contains(*key)).map(|key| shown(key)).collect();
         if !unknown.is_empty() {
             let known = self.known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let explanation = format!("found {}; allowed are {known}", unknown.join(", "));
+            let explanation = format!("found {}; allowed: {known}", unknown.join(", "));
             let variable = format!("{}{}", self.source.file, self.place);
             self.mistakes.push(Mistake { variable, explanation });
         }
@@ -565,7 +564,7 @@ impl Keys<'_> {
     fn mistake(&mut self, key: &str, explanation: impl Into<String>) {
         let variable = format!("{}{}, {key}", self.source.file, self.place);
         let mistake = Mistake { variable, explanation: explanation.into() };
-        // A key that is asked for twice is told of once.
+        // A key that is read twice is reported once.
         if !self.mistakes.contains(&mistake) {
             self.mistakes.push(mistake);
         }
@@ -578,7 +577,7 @@ fn is_name(text: &str) -> bool {
         && text != DATABASE
 }
 
-/// Where Mailchimp keeps the account of a key: it ends with the data centre.
+/// The address of the Mailchimp account that a key belongs to. A key ends with the data centre.
 fn address_of_key(key: &str) -> Option<String> {
     let (_, centre) = key.rsplit_once('-')?;
     let letters = centre.trim_end_matches(|character: char| character.is_ascii_digit());
@@ -631,7 +630,7 @@ mod tests {
         sink.fields.fields(&USER).of(&USER).map(Field::name).collect()
     }
 
-    /// The mistakes of a webhook with these lines added to what it needs.
+    /// The errors of a webhook sink with these lines added to the required ones.
     fn mistakes_of(lines: &str) -> Vec<String> {
         let needed = [
             ("name", "name = \"crm\""),
@@ -709,7 +708,7 @@ mod tests {
         assert_eq!(mailchimp.clerk_id_merge_field, "CLERKID");
 
         let without_email = read_with(text, [user::FIRST_NAME].into_iter().collect(), true);
-        assert!(without_email.expect_err("no address")[0].contains("email is not among them"));
+        assert!(without_email.expect_err("no address")[0].contains("email is missing"));
         assert!(read(&format!("{text}fields = [\"email\", \"image_url\"]")).is_err());
         assert!(read(&format!("{text}concurrency = 11")).is_err());
     }
@@ -723,17 +722,17 @@ mod tests {
         )
         .expect_err("mistakes");
         let expected = [
-            "clerk-sync.toml: found \"colour\"; allowed is only [[sink]]",
-            "clerk-sync.toml, sink 1, name: found \"CRM\"; allowed is a name of 1 to 40 characters out of a-z, 0-9 and -, and not database, which is our own",
-            "clerk-sync.toml, sink 1, timeout: found \"1m\"; allowed is a length of time from 1s to 25s, such as \"10s\"",
-            "clerk-sync.toml, sink 1, concurrency: found 0; allowed is a whole number from 1 to 64",
-            "clerk-sync.toml, sink 1, url: found an address at ftp://crm.example: allowed is https://…",
+            "clerk-sync.toml: found \"colour\"; allowed: only [[sink]]",
+            "clerk-sync.toml, sink 1, name: found \"CRM\"; allowed: a name of 1 to 40 characters of a-z, 0-9 and -, except database, which clerk-sync uses",
+            "clerk-sync.toml, sink 1, timeout: found \"1m\"; allowed: a duration from 1s to 25s, such as \"10s\"",
+            "clerk-sync.toml, sink 1, concurrency: found 0; allowed: a whole number from 1 to 64",
+            "clerk-sync.toml, sink 1, url: found a URL at ftp://crm.example: only https://… is allowed",
             "clerk-sync.toml, sink 1, signing_secret_env: the variable MISSING is not set; set it, or name a file that holds the secret in signing_secret_file",
-            "clerk-sync.toml, sink 1: found \"retries\"; allowed are allow_http, attempts, concurrency, events, fields, kind, name, rate, signing_secret_env, signing_secret_file, timeout, url",
-            "clerk-sync.toml, sink 2, name: not set; allowed is a name of 1 to 40 characters out of a-z, 0-9 and -, and not database, which is our own",
-            "clerk-sync.toml, sink 2, kind: found \"pigeon\"; allowed is one of webhook, segment, mailchimp",
-            "clerk-sync.toml, sink \"x\", write_key_env: neither write_key_env nor write_key_file is set, and it is needed; name the variable that holds the secret in write_key_env, or a file in write_key_file",
-            "clerk-sync.toml, sink \"x\", regulations_token_env: neither regulations_token_env nor regulations_token_file is set, and it is needed; name the variable that holds the secret in regulations_token_env, or a file in regulations_token_file",
+            "clerk-sync.toml, sink 1: found \"retries\"; allowed: allow_http, attempts, concurrency, events, fields, kind, name, rate, signing_secret_env, signing_secret_file, timeout, url",
+            "clerk-sync.toml, sink 2, name: not set; allowed: a name of 1 to 40 characters of a-z, 0-9 and -, except database, which clerk-sync uses",
+            "clerk-sync.toml, sink 2, kind: found \"pigeon\"; allowed: one of webhook, segment, mailchimp",
+            "clerk-sync.toml, sink \"x\", write_key_env: neither write_key_env nor write_key_file is set, but one is needed; name the variable that holds the secret in write_key_env, or a file in write_key_file",
+            "clerk-sync.toml, sink \"x\", regulations_token_env: neither regulations_token_env nor regulations_token_file is set, but one is needed; name the variable that holds the secret in regulations_token_env, or a file in regulations_token_file",
         ];
         assert_eq!(mistakes, expected);
     }
@@ -752,19 +751,19 @@ mod tests {
         let has = |part: &str| mistakes.iter().filter(|mistake| mistake.contains(part)).count();
         for (part, times) in [
             ("sink 1, name: not set", 1),
-            ("sink 1, url: found an address at http://crm.example: it holds a user or password", 1),
-            ("sink 1, url: found an address at http://crm.example: it has parameters or a fragment", 1),
-            ("sink 1, url: found an address at http://crm.example: everybody on the way", 1),
+            ("sink 1, url: found a URL at http://crm.example: it contains a user or password", 1),
+            ("sink 1, url: found a URL at http://crm.example: it has parameters or a fragment", 1),
+            ("sink 1, url: found a URL at http://crm.example: others on the network", 1),
             ("sink 1, signing_secret: secret 1 of 3 cannot be used", 1),
             ("sink 1, signing_secret: secret 3 of 3 cannot be used", 1),
             ("sink \"x\", kind: found \"pigeon\"", 1),
             ("sink \"x\", name: another sink has this name", 1),
-            ("sink \"x\", signing_secret: secrets do not stand in this file", 1),
+            ("sink \"x\", signing_secret: secrets are not allowed in this file", 1),
             ("sink 4, name: not set", 1),
         ] {
             assert_eq!(has(part), times, "{part}: {mistakes:#?}");
         }
-        assert_eq!(mistakes.len(), 10, "and nothing that follows from another one: {mistakes:#?}");
+        assert_eq!(mistakes.len(), 10, "and none that follows from another error: {mistakes:#?}");
     }
 
     #[test]
@@ -789,7 +788,7 @@ mod tests {
     fn a_secret_stands_in_exactly_one_other_place() {
         let both =
             mistakes_of("signing_secret_env = \"CRM_SECRET\"\nsigning_secret_file = \"/run/secrets/crm\"");
-        assert!(both[0].contains("only one of them can count"), "{both:?}");
+        assert!(both[0].contains("only one of the two is allowed"), "{both:?}");
         let empty = mistakes_of("signing_secret_env = \"EMPTY\"");
         assert!(
             empty[0].contains("signing_secret_env: the variable EMPTY is empty; set it, or"),
@@ -821,7 +820,7 @@ mod tests {
         let twice = read(&format!("{sink}{sink}")).expect_err("twice");
         assert_eq!(
             twice,
-            ["clerk-sync.toml, sink \"crm\", name: another sink has this name; allowed is each name once"]
+            ["clerk-sync.toml, sink \"crm\", name: another sink has this name; allowed: a unique name"]
         );
         for name in ["database", "", "a b", "ä", &"a".repeat(41)] {
             assert_eq!(mistakes_of(&format!("name = \"{name}\"")).len(), 1, "{name}");
@@ -850,7 +849,7 @@ mod tests {
         assert_eq!(
             mistakes,
             [
-                "clerk-sync.toml, sink \"crm\", fields: found \"phone_number\", \"shoe_size\"; allowed are email, first_name, last_name, image_url, which are SYNC_FIELDS"
+                "clerk-sync.toml, sink \"crm\", fields: found \"phone_number\", \"shoe_size\"; allowed: email, first_name, last_name, image_url, which are SYNC_FIELDS"
             ]
         );
         assert_eq!(mistakes_of("fields = []").len(), 1);

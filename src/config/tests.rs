@@ -10,7 +10,7 @@ use crate::{
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// A command line on which the environment of the tests has no part.
+/// A command line that ignores the environment of the tests.
 fn command() -> Command {
     let command = Command::new("test").subcommand(Command::new("dev"));
     Settings::augment_args(command).mut_args(|argument| argument.env(None))
@@ -30,7 +30,7 @@ fn mistakes(given: &[(&str, &str)], needs: Needs) -> String {
     settings(given).resolve(needs).expect_err("mistakes").to_string()
 }
 
-/// The one mistake of one variable.
+/// The only error of this variable.
 fn mistake_of(variable: &str, value: &str) -> String {
     let mistakes = settings(&[(variable, value)]).resolve(Needs::default()).expect_err(value);
     assert_eq!(mistakes.iter().count(), 1, "{mistakes}");
@@ -112,13 +112,13 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_variables() {
     );
     let expected = [
         "the configuration cannot be used:",
-        "  DATABASE_URL (--database-url): found a URL that begins with mssql://; allowed are postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… and sqlite://…",
-        "  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set, but needed to tell genuine webhooks from forged ones; take it from Clerk's Dashboard (Webhooks, your endpoint, Signing Secret), or name a file that holds it in CLERK_WEBHOOK_SIGNING_SECRET_FILE",
-        "  PORT (--port): found \"65536\"; allowed is a whole number from 0 to 65535, where 0 takes a free port",
-        "  ADMIN_HOST (--admin-host): found \"0.0.0.0\", which other machines may reach, and no ADMIN_TOKEN; allowed without a token are only loopback addresses such as 127.0.0.1",
-        "  SYNC_FIELDS (--sync-fields): found \"Shoe_size\", \"hat\"; allowed are email, email_verified, first_name, last_name, image_url, username, phone_number, external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked, last_sign_in_at, last_active_at",
-        "  DELETION_POLICY (--deletion-policy): found \"never\"; allowed is one of auto, delete, anonymize",
-        "  LOG_FORMAT (--log-format): found \"xml\"; allowed is pretty or json",
+        "  DATABASE_URL (--database-url): found a URL that begins with mssql://; allowed: postgres://…, postgresql://…, mysql://…, mariadb://…, mongodb://…, mongodb+srv://… and sqlite://…",
+        "  CLERK_WEBHOOK_SIGNING_SECRET (--clerk-webhook-signing-secret): not set, but needed to tell genuine webhooks from forged ones; copy it from Clerk's Dashboard (Webhooks, your endpoint, Signing Secret), or name a file that holds it in CLERK_WEBHOOK_SIGNING_SECRET_FILE",
+        "  PORT (--port): found \"65536\"; allowed: a whole number from 0 to 65535, where 0 picks a free port",
+        "  ADMIN_HOST (--admin-host): found \"0.0.0.0\", which other machines can reach, and no ADMIN_TOKEN; allowed without a token: only loopback addresses such as 127.0.0.1",
+        "  SYNC_FIELDS (--sync-fields): found \"Shoe_size\", \"hat\"; allowed: email, email_verified, first_name, last_name, image_url, username, phone_number, external_id, public_metadata, unsafe_metadata, private_metadata, banned, locked, last_sign_in_at, last_active_at",
+        "  DELETION_POLICY (--deletion-policy): found \"never\"; allowed: one of auto, delete, anonymize",
+        "  LOG_FORMAT (--log-format): found \"xml\"; allowed: pretty or json",
     ];
     assert_eq!(report, expected.join("\n"));
 }
@@ -155,7 +155,7 @@ fn no_secret_is_ever_shown() {
         ("ADMIN_TOKEN", "hunter2 hunter2"),
         ("METRICS_TOKEN", "hunter2 hunter2"),
         ("DATABASE_URL", "postgres://app:hunter2/hunter2@db/app"),
-        // Strayed into a neighbour.
+        // A secret in the wrong variable.
         ("HOST", "postgres://app:hunter2@db/app"),
         ("CLERK_API_URL", "https://user:hunter2@api.clerk.com"),
         ("SYNC_FIELDS", "whsec_hunter2"),
@@ -196,7 +196,7 @@ fn a_secret_may_stand_in_a_file_but_not_in_both_places() {
     assert_eq!(url.expose_secret(), "postgres://db/app");
 
     let both = mistakes(&[("ADMIN_TOKEN", "x"), ("ADMIN_TOKEN_FILE", &token)], Needs::default());
-    assert!(both.contains("ADMIN_TOKEN_FILE (--admin-token-file): ADMIN_TOKEN is set as well"), "{both}");
+    assert!(both.contains("ADMIN_TOKEN_FILE (--admin-token-file): ADMIN_TOKEN is set too"), "{both}");
     let missing = mistake_of("ADMIN_TOKEN_FILE", "/nowhere/token");
     assert!(missing.contains("the file \"/nowhere/token\" cannot be read: no such file"), "{missing}");
     assert!(mistake_of("ADMIN_TOKEN_FILE", &file("empty", "\n")).contains("is empty"));
@@ -241,7 +241,7 @@ fn what_cannot_be_the_signing_secret_is_refused_and_not_shown() {
         assert!(hidden.iter().all(|secret| !mistake.contains(secret)), "{mistake}");
         assert_eq!(mistake.lines().count(), 2, "{mistake}");
     }
-    // The shortest that Svix has published, without its padding, and without the prefix.
+    // The shortest secret that Svix has published, without its padding, and without the prefix.
     for short in ["whsec_plJ3nmyCDGBKInavdOK15jsl", "plJ3nmyCDGBKInavdOK15jsl"] {
         assert_eq!(config(&[("CLERK_WEBHOOK_SIGNING_SECRET", short)]).signing_secrets.len(), 1);
     }
@@ -258,7 +258,7 @@ fn no_secret_may_stand_in_quotes() {
         ("DATABASE_URL", "\"postgres://app:hunter2@db/app\""),
     ] {
         let mistake = mistake_of(variable, value);
-        assert!(mistake.contains("it is in quotes, which would count as part of it"), "{mistake}");
+        assert!(mistake.contains("it is in quotes, which would be part of it"), "{mistake}");
         assert!(!mistake.contains("hunter2"), "{mistake}");
         let file = folder.path().join("secret");
         std::fs::write(&file, format!("{value}\n")).expect("a file");
@@ -266,7 +266,7 @@ fn no_secret_may_stand_in_quotes() {
         let mistake = mistakes(&[(&format!("{variable}_FILE"), &file)], Needs::default());
         assert!(mistake.contains("it is in quotes") && !mistake.contains("hunter2"), "{mistake}");
     }
-    // A quote within is nothing special.
+    // A quote inside a value is allowed.
     assert!(config(&[("ADMIN_TOKEN", "it's")]).admin_token.is_some());
 }
 
@@ -283,7 +283,7 @@ fn what_cannot_be_the_id_of_an_instance_is_refused() {
         "sk_test_abc",
     ] {
         let mistake = mistake_of("CLERK_INSTANCE_ID", wrong);
-        assert!(mistake.contains("allowed is an id as Clerk writes it, such as ins_2abc"), "{mistake}");
+        assert!(mistake.contains("allowed: an id as Clerk writes it, such as ins_2abc"), "{mistake}");
         assert!(!mistake.contains("sk_test_abc"), "{mistake}");
     }
     for right in ["ins_2abcDEF", "ins_sample", "any"] {
@@ -298,7 +298,7 @@ fn a_prisma_url_caps_connections_and_its_schema_does_not_decide() {
     assert_eq!(capped.database_max_connections, 3);
     assert_eq!(
         capped.warnings,
-        ["DATABASE_URL: the parameter schema is ignored; DATABASE_SCHEMA decides, and is clerk"]
+        ["DATABASE_URL: the parameter schema is ignored; the schema comes from DATABASE_SCHEMA and is clerk"]
     );
     let explicit =
         config(&[("DATABASE_URL", url), ("DATABASE_MAX_CONNECTIONS", "20"), ("DATABASE_SCHEMA", "public")]);
@@ -422,9 +422,9 @@ fn kinds_are_chosen_by_name_and_each_has_a_list_of_its_own() {
         ["organization_id", "user_id", "role", "role_name", "permissions"]
     );
     let (two, config) = kinds(&[("SYNC_ENTITIES", "organization_membership, user")]);
-    assert_eq!(two, ["user", "organization_membership"], "in one order however they are written");
+    assert_eq!(two, ["user", "organization_membership"], "in a fixed order");
     assert!(
-        config.warnings[0].contains("organization_membership and not organization"),
+        config.warnings[0].contains("organization_membership but not organization"),
         "{:?}",
         config.warnings
     );
@@ -468,7 +468,7 @@ fn a_log_filter_that_cannot_be_understood_is_refused() {
 #[test]
 fn only_the_command_line_names_the_database_of_dev() {
     let database = |arguments: &[&str]| {
-        // A value that the command line did not give, as if the variable were set.
+        // A value that is not from the command line, as if the variable were set.
         let command =
             command().mut_arg("database_url", |argument| argument.default_value("postgres://production/app"));
         let matches = command.get_matches_from(arguments);

@@ -1,4 +1,4 @@
-//! What values look like, of variables and in the file of sinks alike.
+//! Parsers and checks for values, shared by variables and the sinks file.
 
 use std::{fs, net::IpAddr};
 
@@ -8,20 +8,20 @@ use url::{Host, Url};
 use super::mistake::{shown, unreadable};
 use crate::{clerk::signature::Secret, model::Field};
 
-/// Names longer than this are cut by Postgres.
+/// PostgreSQL truncates longer names.
 const MAX_NAME_BYTES: usize = 63;
 
-/// What is said of a secret that belongs into a header and fits into none.
+/// The error for a secret that cannot be sent in a header.
 pub(super) const NO_HEADER: &str =
-    "that no HTTP header can carry; allowed are visible ASCII characters without spaces";
+    "that cannot be sent in an HTTP header; allowed: visible ASCII characters without spaces";
 
-/// The elements of a list, separated by commas or white space; empty ones do not count.
+/// The elements of a list, separated by commas or white space. Empty elements are skipped.
 pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(|character: char| character == ',' || character.is_whitespace())
         .filter(|element| !element.is_empty())
 }
 
-/// The elements that are allowed, and what is to be said of the others or of an empty list.
+/// The allowed elements, and the error for the others or for an empty list.
 pub(super) fn elements<'a, T>(
     given: impl Iterator<Item = &'a str>,
     nothing: &str,
@@ -38,11 +38,11 @@ pub(super) fn elements<'a, T>(
     if elements.is_empty() && unknown.is_empty() {
         unknown.push(nothing.to_owned());
     }
-    let refusal = format!("found {}; allowed are {allowed}", unknown.join(", "));
+    let refusal = format!("found {}; allowed: {allowed}", unknown.join(", "));
     (elements, (!unknown.is_empty()).then_some(refusal))
 }
 
-/// The signing secrets of a list, and what is to be said of those that cannot be used.
+/// The signing secrets of a list, and the errors for those that cannot be used.
 pub(super) fn signing_secrets(text: &str, allowed: &str, may_be_weak: bool) -> (Vec<Secret>, Vec<String>) {
     let parts: Vec<&str> = list(text).collect();
     let (mut secrets, mut refusals) = (Vec::new(), Vec::new());
@@ -56,7 +56,7 @@ pub(super) fn signing_secrets(text: &str, allowed: &str, may_be_weak: bool) -> (
             Err(error) => error.to_string(),
         };
         let (place, all) = (place + 1, parts.len());
-        refusals.push(format!("secret {place} of {all} cannot be used, {refusal}; allowed are {allowed}"));
+        refusals.push(format!("secret {place} of {all} cannot be used, {refusal}; allowed: {allowed}"));
     }
     if parts.is_empty() {
         refusals.push("found no secret between the commas".to_owned());
@@ -64,7 +64,7 @@ pub(super) fn signing_secrets(text: &str, allowed: &str, may_be_weak: bool) -> (
     (secrets, refusals)
 }
 
-/// The secret that a file holds. The path is told of only as it is `shown`.
+/// Reads a secret from a file. Messages contain only the `shown` form of the path.
 pub(super) fn secret_in(path: &str, shown: &str) -> Result<String, String> {
     let text = fs::read_to_string(path)
         .map_err(|error| format!("the file {shown} cannot be read: {}", unreadable(&error)))?;
@@ -74,13 +74,13 @@ pub(super) fn secret_in(path: &str, shown: &str) -> Result<String, String> {
     }
 }
 
-/// A network, or a single address.
+/// A network or a single address.
 pub(super) fn network(text: &str) -> Option<IpNet> {
     let network = text.parse().ok().or_else(|| text.parse().map(|address: IpAddr| address.into()).ok());
     network.map(|network: IpNet| network.trunc())
 }
 
-/// A name that a database can have and that we can quote.
+/// A name that a database accepts and that we can quote.
 pub(super) fn is_name(text: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&text.len())
         && !text.contains(|character: char| matches!(character, '"' | '\'' | '`') || character.is_control())
@@ -90,14 +90,14 @@ pub(super) fn is_visible(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// The id of an instance of Clerk, or the word for all of them.
+/// The id of a Clerk instance, or `any`.
 pub(super) fn is_instance(text: &str) -> bool {
     let id = text.strip_prefix("ins_").filter(|id| !id.is_empty());
     let fits = |id: &str| id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     text == "any" || id.is_some_and(fits)
 }
 
-/// Whether what is sent there stays on this machine.
+/// Whether requests to this URL stay on this machine.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),

@@ -3,7 +3,7 @@
 use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. Its link is a ticket, and we never read it. `expires_at` says when an invitation runs out.
+/// See the module documentation. Its link is a ticket and is never read. An invitation expires at `expires_at`.
 pub static INVITATION: Entity = Entity {
     kind: "invitation",
     table: "invitations",

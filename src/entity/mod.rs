@@ -1,6 +1,6 @@
-//! Every kind of Clerk object that can be synced: one file, one declaration each.
+//! Every kind of Clerk object that can be synced. Each has one file with one declaration.
 //!
-//! What all kinds have in common is written elsewhere, once. A declaration holds no logic.
+//! The code that all kinds share is elsewhere. A declaration contains no logic.
 
 pub mod enterprise_connection;
 pub mod invitation;
@@ -70,14 +70,14 @@ pub static ALL: &[&Entity] = &[
     &USER_WEB3_WALLET,
 ];
 
-/// What is a part of a user, and shown as a whole with them.
+/// The kinds that are part of a user. Clerk always lists all of a user's parts with the user.
 pub static PARTS: &[&Entity] =
     &[&USER_EMAIL_ADDRESS, &USER_PHONE_NUMBER, &USER_EXTERNAL_ACCOUNT, &USER_WEB3_WALLET];
 
-/// How lists are asked for that can be sorted.
+/// The query of lists that support sorting.
 const BY_CREATION: &[(&str, &str)] = &[("order_by", "+created_at")];
 
-/// The declaration of this kind.
+/// The declaration of the kind with this name.
 pub fn named(kind: &str) -> Option<&'static Entity> {
     ALL.iter().copied().find(|entity| entity.kind == kind)
 }

@@ -3,13 +3,13 @@
 use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds, Place};
 
-/// Of what belongs to an organization: which one. Events name it in one of two places.
+/// The organization that an object belongs to. Events name it in one of two places.
 pub(super) const ITS_ORGANIZATION: Column = Column::new("organization_id", Holds::Text)
     .at(Place::AnyOf(&[&["organization_id"], &["public_organization_data", "id"]]))
     .by_default()
     .parent(&ORGANIZATION);
 
-/// See the head of this file.
+/// See the module documentation.
 pub static ORGANIZATION: Entity = Entity {
     kind: "organization",
     table: "organizations",

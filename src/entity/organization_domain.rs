@@ -1,9 +1,9 @@
-//! Domains of an organization, whose people may join it.
+//! Domains of an organization. People with an e-mail address at such a domain may join it.
 
 use super::{BY_CREATION, organization::ITS_ORGANIZATION};
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file.
+/// See the module documentation.
 pub static ORGANIZATION_DOMAIN: Entity = Entity {
     kind: "organization_domain",
     table: "organization_domains",

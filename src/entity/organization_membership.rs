@@ -3,8 +3,8 @@
 use super::{BY_CREATION, ORGANIZATION, PERMISSION, ROLE, USER};
 use crate::model::{Column, Entity, Holds, Place};
 
-/// See the head of this file. Who leaves and joins again has another one, so that one person has one in an organization at a
-/// time.
+/// See the module documentation. A user who leaves and joins again gets a new membership, so a user has at most one per
+/// organization at a time.
 pub static ORGANIZATION_MEMBERSHIP: Entity = Entity {
     kind: "organization_membership",
     table: "organization_memberships",

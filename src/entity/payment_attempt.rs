@@ -6,7 +6,7 @@ use super::{
 };
 use crate::model::{Column, Entity, Holds, Nested, Place, Within};
 
-/// See the head of this file. Clerk lists them inside of statements.
+/// See the module documentation. Clerk lists them inside billing statements.
 pub static PAYMENT_ATTEMPT: Entity = Entity {
     kind: "payment_attempt",
     table: "payment_attempts",
@@ -33,7 +33,7 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
         Column::new("statement_id", Holds::Text).by_default().kept(),
         Column::new("status", Holds::Text).by_default().kept().samples("\"pending\"", "\"paid\""),
         Column::new("charge_type", Holds::Text).by_default().kept().sample("\"recurring\""),
-        // In the smallest unit of the currency, as the two behind it. The Backend API need not show the totals.
+        // In the smallest unit of the currency, like the next two. The Backend API may omit the totals.
         Column::new("amount", Holds::Int)
             .at(Place::AnyOf(&[&["totals", "grand_total", "amount"], &["amount", "amount"]]))
             .by_default()
@@ -59,12 +59,12 @@ pub static PAYMENT_ATTEMPT: Entity = Entity {
         Column::new("failed_at", Holds::Time).by_default().kept(),
         Column::new("failed_reason", Holds::Json).by_default().kept(),
         Column::new("payer", Holds::Json),
-        // As events call it, and as the Backend API does.
+        // The name in events, and the name in the Backend API.
         Column::new("payment_source", Holds::Json)
             .at(Place::AnyOf(&[&["payment_source"], &["payment_method"]])),
         Column::RAW,
     ],
-    // As events have them, and as the Backend API has the one.
+    // Events contain a list of items, the Backend API a single one.
     nested: &[items("subscription_items"), items("subscription_item")],
     secrets: &[],
     follows: &[],

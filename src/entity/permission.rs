@@ -1,9 +1,9 @@
-//! What roles allow.
+//! Permissions that roles grant.
 
 use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file.
+/// See the module documentation.
 pub static PERMISSION: Entity = Entity {
     kind: "permission",
     table: "permissions",

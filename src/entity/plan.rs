@@ -1,8 +1,8 @@
-//! Plans that can be subscribed to. Clerk sends no events about them, and they have no times.
+//! Plans of Clerk Billing. Clerk sends no events about them, and they have no timestamps.
 
 use crate::model::{Column, Entity, Holds, Place};
 
-/// See the head of this file.
+/// See the module documentation.
 pub static PLAN: Entity = Entity {
     kind: "plan",
     table: "plans",
@@ -24,7 +24,7 @@ pub static PLAN: Entity = Entity {
         Column::new("is_recurring", Holds::Bool).by_default().kept().sample("true"),
         Column::new("publicly_visible", Holds::Bool).by_default().kept().sample("true"),
         Column::new("has_base_fee", Holds::Bool).by_default().kept().sample("true"),
-        // A month, in the smallest unit of the currency; then a year, and a month of a year that is paid at once.
+        // In the smallest unit of the currency: per month, per year, and per month if paid yearly.
         Column::new("amount", Holds::Int)
             .at(Place::AnyOf(&[&["fee", "amount"], &["amount"]]))
             .by_default()

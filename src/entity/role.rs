@@ -3,7 +3,7 @@
 use super::{BY_CREATION, PERMISSION};
 use crate::model::{Column, Entity, Holds, Nested};
 
-/// See the head of this file.
+/// See the module documentation.
 pub static ROLE: Entity = Entity {
     kind: "role",
     table: "roles",

@@ -3,7 +3,7 @@
 use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file.
+/// See the module documentation.
 pub static ROLE_SET: Entity = Entity {
     kind: "role_set",
     table: "role_sets",

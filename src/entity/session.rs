@@ -3,8 +3,8 @@
 use super::USER;
 use crate::model::{Column, Entity, Holds, OfEach};
 
-/// See the head of this file. Its events carry the whole user; we read nothing of that. Clerk sends no event when a session runs out:
-/// compare `expire_at` and `abandon_at` with the clock. Clerk lists the sessions of one user at a time.
+/// See the module documentation. Its events contain the whole user, which is never read. Clerk sends no event when a session
+/// expires: compare `expire_at` and `abandon_at` with the clock. Clerk lists sessions only per user.
 pub static SESSION: Entity = Entity {
     kind: "session",
     table: "sessions",

@@ -1,4 +1,4 @@
-//! Subscriptions: one for each user or organization that can pay.
+//! Subscriptions: one per user or organization that can pay.
 
 use super::{ORGANIZATION, SUBSCRIPTION_ITEM, USER};
 use crate::model::{Column, Entity, Holds, Nested, OfEach, Place};
@@ -15,7 +15,7 @@ pub(super) const ORGANIZATION_THAT_PAYS: Column = Column::new("organization_id",
     .by_default()
     .maybe_parent(&ORGANIZATION);
 
-/// See the head of this file. Clerk has no list of them: each payer is asked about.
+/// See the module documentation. Clerk has no list of subscriptions, only a request per payer.
 pub static SUBSCRIPTION: Entity = Entity {
     kind: "subscription",
     table: "subscriptions",
@@ -49,7 +49,7 @@ pub static SUBSCRIPTION: Entity = Entity {
         Column::new("payer", Holds::Json),
         Column::RAW,
     ],
-    // As events call them, and as the Backend API does.
+    // The name in events, and the name in the Backend API.
     nested: &[items("items"), items("subscription_items")],
     secrets: &[],
     follows: &[],

@@ -1,4 +1,4 @@
-//! Items of subscriptions: which plan somebody has, and until when.
+//! Items of subscriptions: which plan a payer has, and until when.
 
 use super::{
     PLAN,
@@ -6,7 +6,7 @@ use super::{
 };
 use crate::model::{Column, Entity, Holds, Place};
 
-/// See the head of this file. There is no order of states: an item of the free plan comes back to life.
+/// See the module documentation. The statuses have no order: an ended item of the free plan can become active again.
 pub static SUBSCRIPTION_ITEM: Entity = Entity {
     kind: "subscription_item",
     table: "subscription_items",

@@ -3,7 +3,7 @@
 use super::{USER_EMAIL_ADDRESS, USER_EXTERNAL_ACCOUNT, USER_PHONE_NUMBER, USER_WEB3_WALLET};
 use crate::model::{Anonymized, Column, Entity, Field, Holds, Nested, Place};
 
-/// See the head of this file.
+/// See the module documentation.
 pub static USER: Entity = Entity {
     kind: "user",
     table: "users",
@@ -70,7 +70,7 @@ const fn part(member: &'static str, entity: &'static Entity) -> Nested {
     Nested { member, entity, inherits: &[("user_id", "id")], is_whole: true }
 }
 
-/// The primary address: what `UNIQUE_EMAIL` and sinks that know people only by it go by.
+/// The primary address. `UNIQUE_EMAIL` uses it, and so do sinks that identify people by their address.
 pub const EMAIL: Field = USER.field("email");
 pub const FIRST_NAME: Field = USER.field("first_name");
 pub const LAST_NAME: Field = USER.field("last_name");

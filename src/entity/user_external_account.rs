@@ -1,9 +1,9 @@
-//! The accounts elsewhere that users sign in with.
+//! The external accounts that users sign in with.
 
 use super::USER;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. A part of the user, who is shown with all of them: one that is not among them any more is gone.
+/// See the module documentation. Part of a user. Clerk lists all of them with the user; those no longer listed are deleted.
 pub static USER_EXTERNAL_ACCOUNT: Entity = Entity {
     kind: "user_external_account",
     table: "user_external_accounts",

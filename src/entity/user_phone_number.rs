@@ -1,9 +1,9 @@
-//! The telephone numbers of users.
+//! The phone numbers of users.
 
 use super::USER;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. A part of the user, who is shown with all of them: one that is not among them any more is gone.
+/// See the module documentation. Part of a user. Clerk lists all of them with the user; those no longer listed are deleted.
 pub static USER_PHONE_NUMBER: Entity = Entity {
     kind: "user_phone_number",
     table: "user_phone_numbers",

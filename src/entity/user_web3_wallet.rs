@@ -3,7 +3,7 @@
 use super::USER;
 use crate::model::{Column, Entity, Holds};
 
-/// See the head of this file. A part of the user, who is shown with all of them: one that is not among them any more is gone.
+/// See the module documentation. Part of a user. Clerk lists all of them with the user; those no longer listed are deleted.
 pub static USER_WEB3_WALLET: Entity = Entity {
     kind: "user_web3_wallet",
     table: "user_web3_wallets",

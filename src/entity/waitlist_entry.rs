@@ -1,9 +1,9 @@
-//! People who wait to be let in.
+//! People on the waitlist.
 
 use super::{BY_CREATION, INVITATION};
 use crate::model::{Column, Entity, Holds, Nested, Place};
 
-/// See the head of this file. The link of its invitation is a ticket, and is never read.
+/// See the module documentation. The link of its invitation is a ticket and is never read.
 pub static WAITLIST_ENTRY: Entity = Entity {
     kind: "waitlist_entry",
     table: "waitlist_entries",

@@ -1,10 +1,10 @@
-//! The audit trail: who changed when and in which fields, never to what.
+//! The audit trail: which object changed, when and in which fields. It never contains values.
 
 use chrono::{DateTime, Utc};
 
 use super::{Actor, ClerkId, Entity, Field, Source, SvixId};
 
-/// What happened to the *row* (not the type of the event that caused it).
+/// What happened to the *row*, which can differ from the type of the event that caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum AuditAction {
@@ -12,20 +12,20 @@ pub enum AuditAction {
     Updated,
     Deleted,
     Anonymized,
-    /// Clerk deleted the user; the erasure is held back.
+    /// Clerk deleted the user; the erasure is delayed.
     DeletionHeld,
-    /// What was held back will not happen.
+    /// The delayed erasure was cancelled.
     DeletionCancelled,
-    /// Somebody asked to be shown the user's data, and was.
+    /// An operator displayed the user's data.
     Revealed,
 }
 
 impl AuditAction {
-    /// The public name, as in `audit_log.action`, of what happened to an object of this kind: `USER_CREATED`.
+    /// The public name for an object of this kind, as in `audit_log.action`: `USER_CREATED`.
     pub fn name(self, entity: &Entity) -> String {
         let what: &str = match self {
             Self::Deleted if entity.is_person() => "HARD_DELETED",
-            // Of what is no person, a row that could only be marked is gone as well.
+            // For kinds that are not people, a row that could only be marked as deleted counts as deleted.
             Self::Anonymized if !entity.is_person() => "DELETED",
             action => action.into(),
         };
@@ -36,17 +36,17 @@ impl AuditAction {
 /// One line of `audit_log`, with what goes to `audit_actors`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuditEntry {
-    /// When we wrote it.
+    /// When the line was written.
     pub at: DateTime<Utc>,
     pub action: AuditAction,
     pub clerk_id: ClerkId,
-    /// The delivery that caused it, if one did.
+    /// The delivery that caused it, if there was one.
     pub svix_id: Option<SvixId>,
     pub source: Source,
-    /// Names only.
+    /// Names only, never values.
     pub changed_fields: Vec<Field>,
     /// When it happened at Clerk.
     pub event_at: DateTime<Utc>,
-    /// Personal data, kept apart in `audit_actors` so that an erasure can empty it.
+    /// Personal data, stored separately in `audit_actors` so that an erasure can empty it.
     pub actor: Option<Actor>,
 }

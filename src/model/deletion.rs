@@ -4,12 +4,12 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
 #[strum(serialize_all = "snake_case")]
 pub enum DeletionPolicy {
-    /// Delete the row; anonymise it where the application's data still points to it.
+    /// Delete the row, or anonymise it if the application's data still references it.
     #[default]
     Auto,
-    /// Delete the row, and keep trying where the database refuses.
+    /// Delete the row, and keep retrying if the database refuses.
     Delete,
-    /// Always keep the row, without anything that tells who it was.
+    /// Always keep the row, without anything that identifies the person.
     Anonymize,
 }
 
@@ -22,7 +22,7 @@ impl DeletionPolicy {
         self.into()
     }
 
-    /// The policy of this public name.
+    /// The policy with this public name.
     pub fn named(name: &str) -> Option<Self> {
         name.parse().ok()
     }

@@ -1,4 +1,4 @@
-//! A delivery: one piece of news about one entity, from wherever it came.
+//! A delivery: one change or deletion of one object, from any source.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use chrono::{DateTime, Utc};
 use super::{ClerkId, Entity, Patch, SvixId, Version};
 use crate::telemetry::TraceContext;
 
-/// Where news came from; kept in `audit_log.source`.
+/// The source of a change; stored in `audit_log.source`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Source {
     Webhook,
-    /// Clerk's Backend API, all users.
+    /// Clerk's Backend API, when it lists all objects.
     Backfill,
-    /// Clerk's Backend API, because it differed.
+    /// Clerk's Backend API, because the row differed.
     Reconcile,
-    /// Clerk's Backend API, because somebody asked for this user.
+    /// Clerk's Backend API, because a caller of the private API requested this user.
     Api,
     Cli,
-    /// The time for which an erasure was held back is over.
+    /// The grace period of an erasure ended.
     Retention,
-    /// Somebody at the dashboard.
+    /// A user of the dashboard.
     Dashboard,
 }
 
@@ -33,28 +33,28 @@ impl Source {
     }
 }
 
-/// One delivery, parsed as far as we sync it.
+/// One delivery, with its synced parts parsed.
 #[derive(Clone)]
 pub struct Delivery {
-    /// `None` for news that did not come as a webhook.
+    /// `None` if it was not a webhook.
     pub svix_id: Option<SvixId>,
     /// Clerk's name of the event, such as `user.updated`, if it could be read.
     pub event_type: Option<String>,
-    /// The user it is about, where known.
+    /// The object it is about, if known.
     pub clerk_id: Option<ClerkId>,
     /// When it happened at Clerk.
     pub event_at: DateTime<Utc>,
-    /// When it came to us.
+    /// When clerk-sync received it.
     pub received_at: DateTime<Utc>,
     pub source: Source,
-    /// The raw body, kept until its fate is known so that it can be parked byte for byte.
+    /// The raw body, kept until the outcome is known so that it can be parked byte for byte.
     pub payload: Bytes,
     pub content: Content,
-    /// What it says of objects inside of the one that it is about.
+    /// Changes of objects nested in the main object.
     pub nested: Vec<Change>,
-    /// The kinds of which it shows all that the object has.
+    /// The nested kinds for which it lists all objects, so that others are deleted.
     pub whole: Vec<&'static Entity>,
-    /// Where whoever works on it stands.
+    /// The trace that it belongs to.
     pub trace: TraceContext,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Debug for Delivery {
 }
 
 impl Delivery {
-    /// News of a user that did not come as a webhook: it happened at `event_at`, and came to us at `received_at`.
+    /// A change that was not a webhook. It happened at `event_at`, and clerk-sync received it at `received_at`.
     pub fn without_webhook(
         clerk_id: ClerkId,
         source: Source,
@@ -90,12 +90,12 @@ impl Delivery {
     }
 }
 
-/// What a delivery says.
+/// The content of a delivery.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// A change of a user.
+    /// A change of an object.
     Change(Change),
-    /// Nothing that we sync.
+    /// Nothing that is synced.
     Ignored,
     /// Genuine, but cannot be understood. The reason names fields and types, never values.
     Unusable(String),
@@ -107,12 +107,12 @@ pub struct Change {
     pub clerk_id: ClerkId,
     pub version: Version,
     pub news: News,
-    /// Who caused it, where Clerk says so.
+    /// The person who caused it, if Clerk names one.
     pub actor: Option<Actor>,
 }
 
 impl Change {
-    /// What it says of the fields, if it shows the object as being there.
+    /// The values of its fields, unless the object is deleted.
     pub fn patch(&self) -> Option<&Patch> {
         match &self.news {
             News::Upsert { patch, .. } | News::Adopt { patch, .. } => Some(patch),
@@ -121,35 +121,35 @@ impl Change {
     }
 }
 
-/// What the change is.
+/// The type of a change.
 #[derive(Clone, Debug)]
 pub enum News {
-    /// The user exists and looks like this, as far as the patch goes.
+    /// The object exists with these values.
     Upsert {
         patch: Patch,
-        /// When the user signed up, Clerk's own time.
+        /// When the object was created, by Clerk's clock.
         created_at: Option<DateTime<Utc>>,
     },
-    /// The user looked like this in a table that was there before. It counts only if nothing is known here of the user.
+    /// The user had these values in an adopted table. Ignored if clerk-sync already knows the user.
     Adopt { patch: Patch, created_at: Option<DateTime<Utc>> },
-    /// The user is gone, for ever. Erased at once, or when the time is over for which that is held back.
+    /// The object is permanently deleted: at once, or at the end of the grace period.
     Delete,
-    /// The user is erased at once, if this is so.
+    /// Erase the user at once, if this condition holds.
     Erase(EraseIf),
-    /// The deletion that is held back is taken back.
+    /// Cancel the delayed deletion.
     Keep,
 }
 
-/// What must be so for a user to be erased at once. Looked at under the register's lock, so that an erasure and the one
-/// who takes it back cannot pass each other.
+/// The condition for erasing a user at once. It is checked under the register's lock, so that an erasure and its cancellation
+/// cannot overtake each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EraseIf {
     Always,
-    /// The deletion is held back.
+    /// The deletion is delayed.
     Held,
-    /// It was held back, and the time for that is over.
+    /// The deletion was delayed, and its grace period is over.
     TimeIsOver,
-    /// Nothing is known here of the user.
+    /// clerk-sync does not know the user.
     Unknown,
 }
 

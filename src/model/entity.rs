@@ -1,10 +1,10 @@
-//! What a kind of Clerk object is, as its declaration in `entity` says it.
+//! The type of the declarations in `entity`, which describe kinds of Clerk objects.
 //!
-//! Reading, planning, statements and tables go by the declaration: nothing else knows the name of a column.
+//! Parsing, planning, SQL statements and tables follow the declaration. No other code knows the name of a column.
 
 use std::{fmt, hash};
 
-/// Several kinds, such as [all there are](crate::entity::ALL).
+/// A list of kinds, such as [all kinds](crate::entity::ALL).
 pub type Kinds = &'static [&'static Entity];
 
 /// A kind of Clerk object.
@@ -13,40 +13,40 @@ pub struct Entity {
     pub kind: &'static str,
     /// Its table: `users`.
     pub table: &'static str,
-    /// How Clerk's ids of it begin: `user_`.
+    /// The prefix of Clerk's ids: `user_`.
     pub id_prefix: &'static str,
-    /// The event that creates one, the one that updates it, and the one that deletes it. Where Clerk has no such event, the name is
-    /// what messages to other systems and entries of the queue are called by.
+    /// The events that create, update and delete an object. If Clerk has no such event, messages to other systems and entries
+    /// in the queue still use the name.
     pub events: [&'static str; 3],
-    /// Other events that show one as it is.
+    /// Other events that contain the whole object.
     pub also: &'static [&'static str],
-    /// The path of the list of all of them in Clerk's Backend API, and of one of them if an id is put behind it: `users`. A
-    /// kind that has no list has none.
+    /// The path of the list in Clerk's Backend API: `users`. With an id appended, it is the path of one object. `None` if there
+    /// is no list.
     pub path: Option<&'static str>,
-    /// What the list is asked with, beside the limit and the offset.
+    /// The parameters of the list, in addition to limit and offset.
     pub query: &'static [(&'static str, &'static str)],
-    /// Where in the entries of the list they stand, if they are not the entries themselves.
+    /// The place of the objects in the entries of the list, if they are not the entries themselves.
     pub within: Option<Within>,
-    /// Where Clerk shows those of one owner, if it has no list of all.
+    /// Where Clerk lists the objects of one owner, if it has no list of all.
     pub of_each: &'static [OfEach],
-    /// Whether one of them can be asked for.
+    /// Whether Clerk can return a single object.
     pub has_one: bool,
-    /// The columns that can be synced, in the order in which the table has them.
+    /// The columns that can be synced, in the order of the table.
     pub columns: &'static [Column],
-    /// Objects of other kinds that its events show whole.
+    /// Objects of other kinds that its events contain.
     pub nested: &'static [Nested],
-    /// Paths within `data` of what no body that is kept may hold: tickets, keys, and whole people that nothing is read of.
+    /// Paths within `data` that are removed from stored bodies: tickets, keys, and nested users that are never read.
     pub secrets: &'static [&'static [&'static str]],
-    /// When an object of these kinds changes, Clerk may also change objects of this kind and sends no event. So they are compared with
-    /// Clerk afterwards.
+    /// When an object of these kinds changes, Clerk may also change objects of this kind without an event. So they are compared
+    /// with Clerk afterwards.
     pub follows: &'static [&'static Entity],
-    /// Whether its table has `preferences`, which are the application's own.
+    /// Whether its table has `preferences`, which belong to the application.
     pub has_preferences: bool,
-    /// Names of columns that no two live rows have in common; empty if there are none such.
+    /// The columns whose combined values are unique among live rows; may be empty.
     pub unique: &'static [&'static str],
 }
 
-// Kinds name each other in circles.
+// Not derived, because kinds reference each other in cycles.
 impl fmt::Debug for Entity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind)
@@ -80,7 +80,7 @@ impl hash::Hash for Entity {
 }
 
 impl Entity {
-    /// What an event of this type says of an object; `None` if it is about another kind.
+    /// The meaning of an event of this type; `None` if it is about another kind.
     pub fn meaning(&self, event_type: &str) -> Option<Meaning> {
         let [created, updated, deleted] = self.events;
         match event_type {
@@ -95,33 +95,34 @@ impl Entity {
         self.events.into_iter().chain(self.also.iter().copied())
     }
 
-    /// The column that holds the e-mail address of a person who need not be a user: who is erased takes such rows along.
+    /// The column with the e-mail address of a person who may not be a user. The erasure of a user deletes the rows with their
+    /// address.
     pub fn address(&'static self) -> Option<Field> {
         self.fields().find(|field| field.is_address)
     }
 
-    /// The type of the event that deletes one.
+    /// The type of the event that deletes an object.
     pub fn deletion(&self) -> &'static str {
         self.events[2]
     }
 
-    /// Whether Clerk's Backend API shows all of them.
+    /// Whether Clerk's Backend API can list all objects.
     pub fn is_listed(&self) -> bool {
         self.path.is_some() || !self.of_each.is_empty()
     }
 
-    /// Whether the list has every object, so that one which is not in it is gone. A list of something else may lack some.
+    /// Whether the list is complete, so that objects missing from it are deleted. A list of another kind may lack some objects.
     pub fn is_listed_whole(&self) -> bool {
         self.within.is_none()
     }
 
-    /// Whether it is about a person, whose erasure is proven and may be held back.
+    /// Whether it describes a person. The erasure of a person has receipts and can be delayed.
     pub fn is_person(&self) -> bool {
         self.columns.iter().any(|column| column.identifies)
     }
 
-    /// The columns by which it is known whether a row was anonymised: those that tell who somebody is, or, of what is no person,
-    /// all that are not kept.
+    /// The columns that show whether a row was anonymised: for a person, those that identify them; for other kinds, all columns
+    /// that anonymisation changes.
     pub fn telling(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
         let is_person = self.is_person();
         self.fields().filter(
@@ -131,17 +132,17 @@ impl Entity {
         )
     }
 
-    /// The columns that name its parents, with the kind of each. The deletion of a parent deletes it too.
+    /// The columns that name its parents, with the kind of each. The deletion of a parent deletes the object too.
     pub fn parents(&'static self) -> impl DoubleEndedIterator<Item = (Field, &'static Self)> + Clone {
         self.fields().filter_map(|field| Some((field, field.parent?)))
     }
 
-    /// Whether it goes with others.
+    /// Whether it has parents.
     pub fn has_parents(&self) -> bool {
         self.columns.iter().any(|column| column.parent.is_some())
     }
 
-    /// The columns that are synced whatever the allow-list says: without them nobody knows where a row belongs.
+    /// The columns that are synced regardless of the allow-list. They determine where a row belongs.
     pub fn keys(&'static self) -> impl DoubleEndedIterator<Item = Field> + Clone {
         self.fields().filter(|field| field.parent.is_some() || self.unique.contains(&field.name()))
     }
@@ -151,7 +152,7 @@ impl Entity {
         (0..self.columns.len()).map(move |place| Field { entity: self, place })
     }
 
-    /// The column that has the object as Clerk shows it.
+    /// The column with the whole object as Clerk shows it.
     pub fn raw(&'static self) -> Option<Field> {
         self.fields().find(Field::is_raw)
     }
@@ -161,15 +162,15 @@ impl Entity {
         self.fields().filter(|field| !field.is_raw())
     }
 
-    /// The column of this name.
+    /// The column with this name.
     pub fn named(&'static self, name: &str) -> Option<Field> {
         self.fields().find(|field| field.name == name)
     }
 
-    /// The column of this name, of which a constant is made: there must be one.
+    /// The column with this name, for use in constants.
     ///
     /// # Panics
-    /// If there is none, when the program is compiled.
+    /// At compile time, if there is no such column.
     pub const fn field(&'static self, name: &str) -> Field {
         let mut place = 0;
         while place < self.columns.len() {
@@ -190,75 +191,75 @@ const fn same(one: &[u8], other: &[u8]) -> bool {
     at == one.len() && at == other.len()
 }
 
-/// Where objects stand in the entries of a list of something else.
+/// The place of objects in the entries of a list of another kind.
 #[derive(Debug)]
 pub struct Within {
-    /// The members that lead there, each an object or a list of them.
+    /// The path of members to the objects; each member is an object or a list of objects.
     pub members: &'static [&'static str],
-    /// Members that are copied into the object where it lacks them: the name there, and the name in the entry.
+    /// Members that are copied into the object if it lacks them: the name in the object, and the name in the entry.
     pub inherits: &'static [(&'static str, &'static str)],
 }
 
-/// Where Clerk's Backend API shows the objects of one owner.
+/// Where Clerk's Backend API lists the objects of one owner.
 #[derive(Debug)]
 pub struct OfEach {
     pub owner: &'static Entity,
     /// The path, with `{}` in place of the owner's id.
     pub path: &'static str,
-    /// The parameter that names the owner, if the path is that of a list; else an owner has at most one.
+    /// The parameter that names the owner, if the path is a list. `None`: an owner has at most one object.
     pub parameter: Option<&'static str>,
-    /// The column that has the owner's id: the objects need not say it.
+    /// The column with the owner's id, which the objects themselves may lack.
     pub column: &'static str,
 }
 
-/// Objects of another kind inside of one.
+/// Objects of another kind that are nested in an object.
 #[derive(Debug)]
 pub struct Nested {
-    /// The member that has one of them, or a list.
+    /// The member that contains one object or a list.
     pub member: &'static str,
     pub entity: &'static Entity,
-    /// What they do not say of themselves: the member of theirs, and that of the object around them.
+    /// Members that are copied from the outer object: the name in the nested object, and the name in the outer object.
     pub inherits: &'static [(&'static str, &'static str)],
-    /// Whether the list has all of them, so that one which is not in it is gone.
+    /// Whether the list is complete, so that objects missing from it are deleted.
     pub is_whole: bool,
 }
 
 /// A column that can be synced.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent property")]
 pub struct Column {
-    /// In settings such as `SYNC_FIELDS`, in the table, in `audit_log.changed_fields`.
+    /// The name in settings such as `SYNC_FIELDS`, in the table and in `audit_log.changed_fields`.
     pub name: &'static str,
     pub holds: Holds,
-    /// Whether its JSON is an array: what is none cannot be read.
+    /// Whether its JSON must be an array. Other values are unusable.
     pub is_array: bool,
     pub place: Place,
-    /// Whether it is synced unless a setting says otherwise.
+    /// Whether it is synced by default.
     pub by_default: bool,
-    /// Whether it moves at Clerk without an event, only because somebody is there.
+    /// Whether Clerk changes it without an event, for example when a user is active.
     pub moves_by_itself: bool,
-    /// Whether it tells who somebody is. Such columns are read whatever the allow-list says, so that it is known whether a
-    /// row is anonymised.
+    /// Whether it identifies a person. Such columns are read regardless of the allow-list, because they show whether a row is
+    /// anonymised.
     pub identifies: bool,
-    /// What it holds in a row that is anonymised.
+    /// Its value in an anonymised row.
     pub anonymized: Anonymized,
-    /// The kind of the object whose id it holds, without which there is none of this kind either.
+    /// The kind of the parent whose id it holds. An object is deleted with its parent.
     pub parent: Option<&'static Entity>,
-    /// Whether the object may belong to no such parent.
+    /// Whether the object may lack this parent.
     pub is_optional: bool,
-    /// Whether it holds the e-mail address of a person who need not be a user.
+    /// Whether it holds the e-mail address of a person who may not be a user.
     pub is_address: bool,
-    /// What a sample has here, as JSON: when the object is new, and later. Nothing: null.
+    /// The values in samples, as JSON: for a new object, and for an updated one. `null` if there is none.
     pub samples: [&'static str; 2],
 }
 
 impl Column {
-    /// The object as Clerk shows it, without secrets, if a setting asks for it. It differs whenever anything differs, and the Backend
-    /// API shows objects in another form than events do: a difference here is no drift.
+    /// The whole object as Clerk shows it, without secrets, if `SYNC_RAW` names its kind. The Backend API and events show objects
+    /// in different forms, so a difference in this column is no drift.
     pub const RAW: Self = Self::new("raw", Holds::Json).at(Place::Object).moves_by_itself();
 
-    /// A column that stands in Clerk's JSON under its own name, is synced only if a setting says so, and is emptied when
-    /// its row is anonymised.
+    /// A column that has the same name in Clerk's JSON, is synced only if a setting names it, and is set to null when its row is
+    /// anonymised.
     pub const fn new(name: &'static str, holds: Holds) -> Self {
         Self {
             name,
@@ -276,7 +277,7 @@ impl Column {
         }
     }
 
-    /// It stands somewhere else.
+    /// Its value is at this place in Clerk's JSON.
     #[must_use]
     pub const fn at(self, place: Place) -> Self {
         Self { place, ..self }
@@ -294,62 +295,62 @@ impl Column {
         Self { by_default: true, ..self }
     }
 
-    /// It moves without an event.
+    /// Clerk changes it without an event.
     #[must_use]
     pub const fn moves_by_itself(self) -> Self {
         Self { moves_by_itself: true, ..self }
     }
 
-    /// It tells who somebody is.
+    /// It identifies a person.
     #[must_use]
     pub const fn identifies(self) -> Self {
         Self { identifies: true, ..self }
     }
 
-    /// Samples have this.
+    /// Samples have this value.
     #[must_use]
     pub const fn sample(self, json: &'static str) -> Self {
         self.samples(json, json)
     }
 
-    /// Samples have this when the object is new, and that later.
+    /// Samples have `new` for a new object, and `later` for an updated one.
     #[must_use]
     pub const fn samples(self, new: &'static str, later: &'static str) -> Self {
         Self { samples: [new, later], ..self }
     }
 
-    /// It says nothing of a person, and stays in a row that is to go and cannot.
+    /// It is not personal data. It stays in a row that should be deleted but cannot be.
     #[must_use]
     pub const fn kept(self) -> Self {
         self.anonymized(Anonymized::Kept)
     }
 
-    /// It holds the id of an object of this kind, and goes with that. What names no such id is unusable.
+    /// It holds the id of a parent of this kind. The object is deleted with the parent. Data without such an id is unusable.
     #[must_use]
     pub const fn parent(self, parent: &'static Entity) -> Self {
         Self { parent: Some(parent), ..self.kept() }
     }
 
-    /// It holds the id of an object of this kind if the object belongs to one, and then goes with that.
+    /// Like [`parent`](Self::parent), but the object may lack this parent.
     #[must_use]
     pub const fn maybe_parent(self, parent: &'static Entity) -> Self {
         Self { is_optional: true, ..self.parent(parent) }
     }
 
-    /// It holds the e-mail address of a person who need not be a user.
+    /// It holds the e-mail address of a person who may not be a user.
     #[must_use]
     pub const fn address(self) -> Self {
         Self { is_address: true, ..self }
     }
 
-    /// It holds this in an anonymised row.
+    /// It has this value in an anonymised row.
     #[must_use]
     pub const fn anonymized(self, anonymized: Anonymized) -> Self {
         Self { anonymized, ..self }
     }
 }
 
-/// What a column holds.
+/// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
     Text,
@@ -360,27 +361,27 @@ pub enum Holds {
     Json,
 }
 
-/// Where in Clerk's JSON of an object a value stands.
+/// The place of a value in Clerk's JSON of an object.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
-    /// In the member of the column's name.
+    /// In the member with the column's name.
     Member,
     /// The column holds the whole object.
     Object,
     /// In the member at the end of this path through objects.
     Path(&'static [&'static str]),
-    /// At the end of the first of these paths where anything stands.
+    /// At the end of the first of these paths that has a value.
     AnyOf(&'static [&'static [&'static str]]),
-    /// In this member of that entry of `list` whose `id` the member `id` has.
+    /// In `member` of the entry of `list` whose `id` equals the value of the member `id`.
     Primary { id: &'static str, list: &'static str, member: &'static str },
-    /// The same entry: whether its verification is done. Nothing is said of it where `member` cannot be read.
+    /// Whether the same entry is verified. No value if `member` cannot be read.
     PrimaryIsVerified { id: &'static str, list: &'static str, member: &'static str },
 }
 
-/// What a column holds in an anonymised row.
+/// The value of a column in an anonymised row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Anonymized {
-    /// What it held before.
+    /// Its previous value.
     Kept,
     Null,
     Text(&'static str),
@@ -388,7 +389,7 @@ pub enum Anonymized {
     Address,
 }
 
-/// A column that can be synced, of one kind.
+/// A column of a kind that can be synced.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Field {
     entity: &'static Entity,
@@ -396,12 +397,12 @@ pub struct Field {
 }
 
 impl Field {
-    /// Whether it holds the object as Clerk shows it.
+    /// Whether it holds the whole object as Clerk shows it.
     pub fn is_raw(&self) -> bool {
         matches!(self.entity.columns[self.place].place, Place::Object)
     }
 
-    /// Of which kind it is.
+    /// Its kind.
     pub fn entity(self) -> &'static Entity {
         self.entity
     }
@@ -411,7 +412,7 @@ impl Field {
         self.entity.columns[self.place].name
     }
 
-    /// How many columns stand before it.
+    /// The number of columns before it.
     pub fn place(self) -> usize {
         self.place
     }
@@ -436,7 +437,7 @@ impl fmt::Debug for Field {
 pub struct FieldSet(u64);
 
 impl FieldSet {
-    /// Every column there is.
+    /// Every column.
     pub const ALL: Self = Self(u64::MAX);
 
     /// Whether `field` may be synced.
@@ -444,18 +445,18 @@ impl FieldSet {
         self.0 >> field.place & 1 == 1
     }
 
-    /// Those of this kind, in the order of the columns.
+    /// The fields of this kind in the set, in the order of the columns.
     pub fn of(self, entity: &'static Entity) -> impl DoubleEndedIterator<Item = Field> + Clone {
         entity.fields().filter(move |field| self.contains(*field))
     }
 }
 
-/// What an event says of an object.
+/// What an event reports about an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// It is there, and looks like this.
+    /// It exists with these values.
     Upsert,
-    /// It is gone.
+    /// It is deleted.
     Delete,
 }
 
@@ -469,7 +470,7 @@ impl Selection {
         Self::default().with(entity, fields)
     }
 
-    /// The same, and this kind with these columns and those that are always kept.
+    /// Adds or replaces this kind, with these columns and those that are always synced.
     #[must_use]
     pub fn with(mut self, entity: &'static Entity, fields: FieldSet) -> Self {
         let keys: FieldSet = entity.keys().collect();
@@ -491,7 +492,7 @@ impl Selection {
         self.has(entity).then(|| self.fields(entity))
     }
 
-    /// What is read of a row of this kind: what is synced, and, also where the kind is not, where it belongs.
+    /// The columns to read from a row of this kind: the synced ones, and always those that determine where the row belongs.
     pub fn read(&self, entity: &'static Entity) -> FieldSet {
         let keys: FieldSet = entity.keys().collect();
         FieldSet(self.fields(entity).0 | keys.0)
@@ -507,7 +508,7 @@ impl Selection {
         self.0.iter().any(|(other, _)| *other == entity)
     }
 
-    /// What an event of this type says, and of which kind; `None` if that is not synced.
+    /// The kind and the meaning of an event of this type; `None` if the kind is not synced.
     pub fn event(&self, event_type: &str) -> Option<(&'static Entity, Meaning)> {
         self.0.iter().find_map(|(entity, _)| Some((*entity, entity.meaning(event_type)?)))
     }

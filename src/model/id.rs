@@ -1,4 +1,4 @@
-//! Identifiers, checked once at the door.
+//! Identifiers, checked once on input.
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
@@ -6,10 +6,10 @@ use serde::{Serialize, Serializer};
 
 use super::Entity;
 
-/// The longest identifier we keep, in bytes. Clerk's have 32, Svix's 31; an index entry holds about 2,700.
+/// The maximum length of an identifier, in bytes. Clerk's have 32, Svix's 31; an index entry holds about 2,700.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// Clerk's id of an object, such as `user_29w83sxmDNGwOuEthce5gg56FcC`, and what kind of object that is. Case matters.
+/// Clerk's id of an object, such as `user_29w83sxmDNGwOuEthce5gg56FcC`, with the kind of the object. Case matters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClerkId(&'static Entity, String);
 
@@ -20,7 +20,7 @@ impl ClerkId {
         (1..=MAX_ID_BYTES).contains(&id.len()).then_some(Self(entity, id))
     }
 
-    /// What kind of object it is of.
+    /// The kind of the object.
     pub fn entity(&self) -> &'static Entity {
         self.0
     }
@@ -30,14 +30,14 @@ impl ClerkId {
         &self.1
     }
 
-    /// Whether these bytes name exactly this id, and not merely a longer one that contains it. They may be text in UTF-8 or
-    /// UTF-16, with escapes of JSON.
+    /// Whether these bytes contain exactly this id, not only a longer one that includes it. They may be UTF-8 or UTF-16 text with
+    /// JSON escapes.
     pub fn is_named_in(&self, bytes: &[u8]) -> bool {
         let id = self.1.as_bytes();
         let bytes = &plain(bytes)[..];
         let part_of_an_id =
             |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
-        // The letter of an escape such as `\n` belongs to no id.
+        // The letter of an escape such as `\n` is not part of an id.
         let escaped = |at: usize| at > 0 && bytes[at - 1] == b'\\';
         bytes.windows(id.len()).enumerate().any(|(start, window)| {
             let begins = start == 0 || !part_of_an_id(start - 1) || escaped(start - 1);
@@ -45,7 +45,7 @@ impl ClerkId {
         })
     }
 
-    /// What looks like an id of this kind in bytes that nobody can read: up to so many, sorted.
+    /// Byte sequences that look like an id of this kind in an unreadable body: up to `at_most`, sorted.
     pub fn candidates_in(entity: &'static Entity, bytes: &[u8], at_most: usize) -> Vec<Self> {
         let prefix = entity.id_prefix.as_bytes();
         let bytes = &plain(bytes)[..];
@@ -59,7 +59,7 @@ impl ClerkId {
     }
 }
 
-/// Bytes of UTF-16 without the NULs between the letters, and what JSON escapes of ASCII as it is meant.
+/// Removes the NULs of UTF-16 and decodes JSON escapes of ASCII.
 fn plain(bytes: &[u8]) -> Cow<'_, [u8]> {
     let has_escapes = bytes.windows(2).any(|pair| pair == br"\u");
     if !has_escapes && !bytes.contains(&0) {
@@ -77,7 +77,7 @@ fn plain(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-/// Svix's id of a message (`svix-id`): the same over retries and replays of one event.
+/// Svix's id of a message (`svix-id`); the same for all retries and replays of one event.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SvixId(String);
 

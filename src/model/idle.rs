@@ -1,18 +1,18 @@
-//! What is asked of the database while nothing happens.
+//! How often the database is queried when there is nothing to do.
 
 /// `IDLE`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
 #[strum(serialize_all = "snake_case")]
 pub enum Idle {
-    /// From time to time, for what nobody told us of.
+    /// From time to time, for work that no notification announced.
     #[default]
     Normal,
-    /// Nothing, so that a database that sleeps when nobody asks it can sleep.
+    /// Only once a day, so that a serverless database can sleep.
     Quiet,
 }
 
 impl Idle {
-    /// Both.
+    /// All values.
     pub const ALL: [Self; 2] = [Self::Normal, Self::Quiet];
 
     /// The public name.
@@ -20,7 +20,7 @@ impl Idle {
         self.into()
     }
 
-    /// The one of this public name.
+    /// The value with this public name.
     pub fn named(name: &str) -> Option<Self> {
         name.parse().ok()
     }

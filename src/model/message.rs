@@ -1,4 +1,4 @@
-//! What other systems are told of a change of an object.
+//! Messages that notify other systems of a change of an object.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{ClerkId, Entity, FieldSet, Selection};
 
-/// What happened to the *row* of an object of a kind, as other systems see it.
+/// The type of a message: a kind, and what happened to the *row* of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MessageType {
     pub entity: &'static Entity,
@@ -21,7 +21,7 @@ pub struct MessageType {
 pub enum Happened {
     Created,
     Updated,
-    /// It is to be erased. Never given up.
+    /// It must be erased. Such a message is never given up.
     Deleted,
 }
 
@@ -31,32 +31,32 @@ impl MessageType {
         [Happened::Created, Happened::Updated, Happened::Deleted].map(|what| Self { entity, what })
     }
 
-    /// One came to be.
+    /// An object was created.
     pub fn created(entity: &'static Entity) -> Self {
         Self { entity, what: Happened::Created }
     }
 
-    /// One changed.
+    /// An object was updated.
     pub fn updated(entity: &'static Entity) -> Self {
         Self { entity, what: Happened::Updated }
     }
 
-    /// One is to be erased.
+    /// An object must be erased.
     pub fn deleted(entity: &'static Entity) -> Self {
         Self { entity, what: Happened::Deleted }
     }
 
-    /// Whether somebody or something is to be erased.
+    /// Whether the receiver must erase the object.
     pub fn is_deletion(self) -> bool {
         self.what == Happened::Deleted
     }
 
-    /// The public name: in `outbox.type`, in the configuration, in the message.
+    /// The public name, in `outbox.type`, in the configuration and in the message.
     pub fn name(self) -> String {
         self.to_string()
     }
 
-    /// The type of this public name, of one of these kinds.
+    /// The type with this public name, if it belongs to one of these kinds.
     pub fn named<'a>(entities: impl IntoIterator<Item = &'a &'static Entity>, name: &str) -> Option<Self> {
         entities.into_iter().copied().flat_map(Self::of).find(|kind| kind.name() == name)
     }
@@ -77,22 +77,22 @@ impl Serialize for MessageType {
 /// One message for one sink: the JSON of `outbox.payload`, which docs/messages.md describes.
 #[derive(Clone, PartialEq, Serialize)]
 pub struct Message {
-    /// The same at every attempt, so that a receiver can tell a repeat.
+    /// The same at every attempt, so that a receiver can recognise a repeat.
     pub id: String,
     #[serde(rename = "type")]
     pub kind: MessageType,
-    /// Of this form; [`VERSION`](Self::VERSION) today.
+    /// The version of the form; currently [`VERSION`](Self::VERSION).
     pub version: u32,
     /// When it happened at Clerk.
     pub timestamp: DateTime<Utc>,
-    /// `clerk_id`, and unless the user is deleted `created_at`, `updated_at` and the fields that the sink may have.
+    /// `clerk_id` and, unless the object is deleted, `created_at`, `updated_at` and the fields that the sink may receive.
     pub data: Map<String, Value>,
-    /// Of an update: the names of those among its fields that changed.
+    /// In an update, the names of the fields that changed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changed_fields: Vec<String>,
 }
 
-/// A message but for its type.
+/// A message without its type.
 #[derive(Deserialize)]
 struct Said {
     id: String,
@@ -104,24 +104,24 @@ struct Said {
 }
 
 impl Message {
-    /// The form of messages that this program writes.
+    /// The version of the form that this program writes.
     pub const VERSION: u32 = 1;
 
-    /// A message of this type, as it was written.
+    /// Parses a stored message of this type.
     ///
     /// # Errors
-    /// If the text is none.
+    /// The text is not a message.
     pub fn read(kind: MessageType, text: &str) -> serde_json::Result<Self> {
         let Said { id, version, timestamp, data, changed_fields } = serde_json::from_str(text)?;
         Ok(Self { id, kind, version, timestamp, data, changed_fields })
     }
 
-    /// The object it is about.
+    /// Clerk's id of the object.
     pub fn clerk_id(&self) -> Option<ClerkId> {
         self.text("clerk_id").and_then(|id| ClerkId::new(self.kind.entity, id))
     }
 
-    /// Leave out the fields that are not among these; whether there were any.
+    /// Removes the fields that are not in this set. Returns whether there were any.
     pub fn keep_only(&mut self, fields: FieldSet) -> bool {
         let allowed = |name: &str| self.kind.entity.named(name).is_none_or(|field| fields.contains(field));
         let before = self.data.len();
@@ -130,7 +130,7 @@ impl Message {
         self.data.len() < before
     }
 
-    /// A member of `data` that is text.
+    /// A text member of `data`.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.data.get(name).and_then(Value::as_str)
     }
@@ -142,14 +142,14 @@ impl fmt::Debug for Message {
     }
 }
 
-/// What one sink is told.
+/// The messages and fields that one sink receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// The sink's name.
     pub sink: String,
-    /// Deletions of users that it ever got reach it all the same.
+    /// The sink also receives the deletion of every user that it was ever sent.
     pub events: Vec<MessageType>,
-    /// Those of the allow-list that it may have, of each kind.
+    /// For each kind, the fields of the allow-list that it may receive.
     pub fields: Selection,
 }
 

@@ -1,7 +1,7 @@
-//! Values: what a user, a delivery, a version and an outcome *are*.
+//! The data types: users, deliveries, versions, outcomes and others.
 //!
-//! Everything here is plain data with its own small laws. No I/O, no async, no clock.
-//! Values of people never appear in `Debug` output.
+//! Everything here is plain data with its own invariants. No I/O, no async, no clock. Personal data never appears in `Debug`
+//! output.
 
 pub mod audit;
 pub mod deletion;

@@ -1,4 +1,4 @@
-//! A user as the database holds them, and the patches that change them.
+//! An object as the database stores it, and the patches that change it.
 
 use std::{fmt, ops::Index};
 
@@ -15,12 +15,12 @@ pub enum Value {
     Int(i64),
     Bool(bool),
     Time(DateTime<Utc>),
-    /// JSON text. Equal if it means the same, however it is written.
+    /// JSON text. Two texts are equal if they have the same meaning.
     Json(String),
 }
 
 impl Value {
-    /// The text of a text field.
+    /// The value of a text field.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -28,7 +28,7 @@ impl Value {
         }
     }
 
-    /// The number of an integer field.
+    /// The value of an integer field.
     pub fn int(&self) -> Option<i64> {
         match self {
             Self::Int(number) => Some(*number),
@@ -36,7 +36,7 @@ impl Value {
         }
     }
 
-    /// The truth of a boolean field.
+    /// The value of a boolean field.
     pub fn bool(&self) -> Option<bool> {
         match self {
             Self::Bool(truth) => Some(*truth),
@@ -44,7 +44,7 @@ impl Value {
         }
     }
 
-    /// The instant of a time field.
+    /// The value of a time field.
     pub fn time(&self) -> Option<DateTime<Utc>> {
         match self {
             Self::Time(time) => Some(*time),
@@ -62,7 +62,7 @@ impl Value {
 }
 
 impl Value {
-    /// As other systems are told; `None` for JSON that is nested deeper than anybody reads.
+    /// The value in messages to other systems; `None` for JSON that is nested too deep for the parser.
     pub fn to_json(&self) -> Option<serde_json::Value> {
         Some(match self {
             Self::Null => serde_json::Value::Null,
@@ -102,12 +102,12 @@ impl fmt::Debug for Value {
     }
 }
 
-/// Everything synced of an object: one value per [`Field`], `Null` where there is none.
+/// All synced fields of an object: one value per [`Field`], `Null` if it has none.
 #[derive(Clone, Debug, Default)]
 pub struct Profile(Vec<Value>);
 
 impl Profile {
-    /// Replace the value of one field.
+    /// Replaces the value of one field.
     pub fn set(&mut self, field: Field, value: Value) {
         if self.0.len() <= field.place() {
             self.0.resize_with(field.entity().columns.len(), Value::default);
@@ -115,7 +115,7 @@ impl Profile {
         self.0[field.place()] = value;
     }
 
-    /// Apply a patch and tell which fields it really changed, in the order of the columns.
+    /// Applies a patch and returns the fields whose values changed, in the order of the columns.
     pub fn apply(&mut self, patch: &Patch, allowed: FieldSet) -> Vec<Field> {
         let news = patch.0.iter().filter(|(field, value)| allowed.contains(*field) && self[*field] != *value);
         let news: Vec<(Field, Value)> = news.cloned().collect();
@@ -143,23 +143,23 @@ impl PartialEq for Profile {
     }
 }
 
-/// What an event says of an object. A field that is absent keeps what is stored; `Null` clears it.
+/// The values in an event. A field that is absent keeps its stored value; `Null` clears it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Patch(Vec<(Field, Value)>);
 
 impl Patch {
-    /// Say that `field` now has this value.
+    /// Sets the new value of `field`.
     pub fn set(&mut self, field: Field, value: Value) {
         self.0.retain(|(other, _)| *other != field);
         self.0.push((field, value));
     }
 
-    /// Whether nothing is said of any field: the object as a whole says nothing more.
+    /// Whether it contains no fields. The raw object does not count.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|(field, _)| field.is_raw())
     }
 
-    /// What is said of `field`; `None` if nothing is.
+    /// The new value of `field`; `None` if the patch does not contain it.
     pub fn get(&self, field: Field) -> Option<&Value> {
         self.0.iter().find(|(other, _)| *other == field).map(|(_, value)| value)
     }
@@ -170,24 +170,24 @@ impl Patch {
 pub struct Object {
     pub clerk_id: ClerkId,
     pub profile: Profile,
-    /// Clerk's own time of the sign-up, if it was ever told.
+    /// When the object was created, by Clerk's clock, if known.
     pub created_at: Option<DateTime<Utc>>,
-    /// Clerk's own time of the newest change; the epoch if that is unknown, and NULL in the database.
+    /// When the object last changed, by Clerk's clock. The epoch if unknown, which is NULL in the database.
     pub updated_at: DateTime<Utc>,
-    /// When we last wrote the row for news.
+    /// When clerk-sync last wrote the row because of new data.
     pub synced_at: DateTime<Utc>,
-    /// Set when the row is anonymised, or before by the application.
+    /// Set when the row is anonymised, or earlier by the application.
     pub deleted_at: Option<DateTime<Utc>>,
 }
 
 impl Object {
-    /// Clerk's own time of the newest change, if it is known.
+    /// When the object last changed, by Clerk's clock, if known.
     pub fn known_updated_at(&self) -> Option<DateTime<Utc>> {
         (self.updated_at != DateTime::UNIX_EPOCH).then_some(self.updated_at)
     }
 
-    /// Whether nothing tells any more who it was. That the row is marked as deleted is not enough: so is one whose
-    /// erasure is held back. Nor is the address: anybody may have one that looks like ours.
+    /// Whether the row is anonymised. The deletion mark is not enough, because a row with a delayed erasure has it too. The
+    /// address is not enough either, because any user may have one of that form.
     pub fn is_anonymized(&self) -> bool {
         let is_empty = |field: Field| match field.anonymized {
             Anonymized::Kept => true,
@@ -199,14 +199,14 @@ impl Object {
     }
 }
 
-/// Whether it is as of [`Anonymized::Address`].
+/// Whether the address has the form of [`Anonymized::Address`].
 fn is_anonymous_address(email: &str) -> bool {
     let number = email.strip_prefix("deleted-").and_then(|rest| rest.strip_suffix("@anonymized.local"));
     number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 mod json {
-    //! JSON by meaning: key order, white space and the spelling of numbers do not matter.
+    //! Compares JSON by meaning: key order, white space and the notation of numbers do not matter.
 
     use serde_json::Value;
 
@@ -215,7 +215,7 @@ mod json {
     pub(super) fn means_the_same(a: &str, b: &str) -> bool {
         match (serde_json::from_str(a), serde_json::from_str(b)) {
             (Ok(a), Ok(b)) => same(&a, &b),
-            // Nested deeper than the parser goes: what cannot be compared counts as different, and is written.
+            // JSON that is nested too deep for the parser counts as different and is written.
             _ => false,
         }
     }
@@ -236,18 +236,18 @@ mod json {
     }
 }
 
-/// A decimal number: exact, whatever its size.
+/// An exact decimal number of any size.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Decimal {
     pub(crate) negative: bool,
-    /// From the first digit that counts to the last one; none of zero.
+    /// The significant digits; empty for zero.
     pub(crate) digits: String,
-    /// The power of ten of the last of them.
+    /// The power of ten of the last digit.
     pub(crate) power: i128,
 }
 
 impl Decimal {
-    /// As JSON writes it; `None` if it is no number.
+    /// Parses a number in JSON notation; `None` if it is not a number.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));

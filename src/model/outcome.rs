@@ -1,24 +1,24 @@
-//! What became of a delivery.
+//! The outcome of a delivery.
 
-/// The answer's `status`, also kept in `processed_webhooks.outcome` and used as a metric's label.
+/// The `status` in the answer; also stored in `processed_webhooks.outcome` and used as a metric's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::Display)]
 #[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The database changed.
     Applied,
-    /// Newer, but no allow-listed field differs: only `updated_at` and `synced_at` moved.
+    /// Newer, but no field in the allow-list differs: only `updated_at` and `synced_at` moved.
     Unchanged,
     /// Not newer than what is stored, or the user is deleted.
     Stale,
     /// This `svix-id` was processed before.
     Duplicate,
-    /// A type we do not sync, or a deletion without an id; recorded all the same.
+    /// A type that is not synced, or a deletion without an id; recorded anyway.
     Ignored,
-    /// Genuine but unusable for now: kept in `webhook_queue`.
+    /// Genuine but currently unusable: stored in `webhook_queue`.
     Parked,
-    /// Kept in `webhook_queue`, to be processed later. Only an answer: what becomes of it is recorded then.
+    /// Stored in `webhook_queue` or in the stream for later. Only used in answers: the final outcome is recorded later.
     Queued,
-    /// An operator took it out of `webhook_queue`. Only a record: nobody is answered so.
+    /// An operator removed it from `webhook_queue`. Only recorded, never used in answers.
     Discarded,
 }
 

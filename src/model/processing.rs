@@ -1,18 +1,18 @@
-//! Whether webhooks are applied at once, or stored first.
+//! Whether webhooks are applied at once or queued first.
 
 /// `PROCESSING`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
 #[strum(serialize_all = "snake_case")]
 pub enum Processing {
-    /// The answer to a webhook says what became of it.
+    /// A webhook is applied first; the answer contains the outcome.
     #[default]
     Inline,
-    /// The answer says that it is stored; what becomes of it is seen to afterwards.
+    /// A webhook is queued; the answer says so, and a worker applies it later.
     Queue,
 }
 
 impl Processing {
-    /// Both.
+    /// All values.
     pub const ALL: [Self; 2] = [Self::Inline, Self::Queue];
 
     /// The public name.
@@ -20,7 +20,7 @@ impl Processing {
         self.into()
     }
 
-    /// The one of this public name.
+    /// The value with this public name.
     pub fn named(name: &str) -> Option<Self> {
         name.parse().ok()
     }

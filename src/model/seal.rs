@@ -1,14 +1,14 @@
-//! Seals over the audit trail: SHA-256 over lines, and over the seal before.
+//! Seals over the audit trail: SHA-256 over its lines and the seal before.
 //!
-//! What is hashed is written without ambiguity, every value with its kind and its length, and is the same whatever
-//! database keeps it. It is written down here and may never change: seals that exist would not fit their lines any more.
+//! The hashed form is unambiguous: it contains the type and the length of every value. It is the same for every database. It must
+//! never change, because existing seals would no longer match their lines.
 
 use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
-/// One value of a line, as its column holds it.
+/// One value of a line, as stored in its column.
 #[derive(Clone, Debug)]
 pub enum Cell<'a> {
     Null,
@@ -17,12 +17,12 @@ pub enum Cell<'a> {
     /// Unix microseconds.
     Time(i64),
     List(Vec<Option<String>>),
-    /// What a column of that type should not hold, in the database's own bytes: somebody has been at it.
+    /// A value that this column cannot have, in the database's bytes: the line was tampered with.
     Odd(&'a [u8]),
 }
 
 impl Cell<'_> {
-    /// The JSON text of a list. It is one only in the form in which we write it, so that there is one for each list.
+    /// Parses the JSON text of a list. Only the form that clerk-sync writes is accepted, so that each list has a single form.
     #[must_use]
     pub fn listed(self) -> Self {
         let Self::Text(text) = self else { return self };
@@ -58,7 +58,7 @@ fn write_bytes(text: &mut Vec<u8>, kind: u8, value: &[u8]) {
     text.extend_from_slice(value);
 }
 
-/// A line of `audit_log`, as far as a seal is concerned.
+/// The id and the hash of a line of `audit_log`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LineHash {
     pub id: i64,
@@ -66,10 +66,10 @@ pub struct LineHash {
 }
 
 impl LineHash {
-    /// Of a line with this id and, in this order, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields` and
-    /// `event_at`; and of what kind the object is that it is about.
+    /// Hashes the line with this id and, in this order, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields` and
+    /// `event_at`, and with the kind of its object.
     pub fn of(id: i64, cells: &[Cell<'_>; 7], kind: &Cell<'_>) -> Self {
-        // Lines that were sealed when all were about users had no kind.
+        // Lines had no kind when all of them were about users.
         let is_of_a_user = matches!(kind, Cell::Text(b"user"));
         let mut text = Vec::with_capacity(320);
         text.extend_from_slice(if is_of_a_user { b"clerk-sync line 1" } else { b"clerk-sync line 2" });
@@ -81,7 +81,7 @@ impl LineHash {
     }
 }
 
-/// Ids from the first to the last.
+/// A range of ids, including both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ids {
     pub first: i64,
@@ -96,7 +96,7 @@ impl fmt::Display for Ids {
 }
 
 impl Ids {
-    /// Those from `first` to `last` that are missing among `ids`, which are sorted.
+    /// The ids from `first` to `last` that are missing in `ids`, which must be sorted.
     pub fn missing(first: i64, last: i64, ids: impl IntoIterator<Item = i64>) -> Vec<Self> {
         if first > last {
             return Vec::new();
@@ -104,7 +104,7 @@ impl Ids {
         Self::without(&[Self { first, last }], &Self::gathered(ids))
     }
 
-    /// What is in `these` and not in `others`. Both are sorted, and no two ranges of one touch.
+    /// The ids in `these` that are not in `others`. Both must be sorted, without adjacent ranges.
     pub fn without(these: &[Self], others: &[Self]) -> Vec<Self> {
         let mut left = Vec::new();
         for range in these {
@@ -123,7 +123,7 @@ impl Ids {
         left
     }
 
-    /// Single ids, put together.
+    /// Combines single ids into ranges.
     pub fn gathered(ids: impl IntoIterator<Item = i64>) -> Vec<Self> {
         let mut gathered: Vec<Self> = Vec::new();
         for id in ids {
@@ -135,12 +135,12 @@ impl Ids {
         gathered
     }
 
-    /// Such as `18 22-25`.
+    /// The text form, such as `18 22-25`.
     pub fn text(ranges: &[Self]) -> String {
         ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
 
-    /// The ranges of such a text; `None` if it is none.
+    /// Parses the text form; `None` if it is invalid.
     pub fn parse(text: &str) -> Option<Vec<Self>> {
         let range = |word: &str| {
             let (first, last) = word.split_once('-').unwrap_or((word, word));
@@ -164,21 +164,21 @@ pub struct Seal {
     pub first_id: i64,
     pub last_id: i64,
     pub lines: i64,
-    /// Ids in between that no line has.
+    /// Unused ids between the first and the last.
     pub gaps: String,
     /// SHA-256 over the lines.
     pub content: String,
     /// The hash of the seal before.
     pub previous: String,
-    /// SHA-256 over all of the above.
+    /// SHA-256 over all other fields.
     pub hash: String,
 }
 
 impl Seal {
-    /// At most so many lines under one seal: whoever looks for the one that was changed has to look at no more.
+    /// The maximum number of lines per seal. To find a changed line, an operator has to check only these.
     pub const LINES: usize = 100;
 
-    /// The seals over these lines, which come behind those of the newest seal.
+    /// The seals over these lines, which follow the lines of the newest seal.
     pub fn chain(newest: Option<&Self>, lines: &[LineHash], at: DateTime<Utc>) -> Vec<Self> {
         let mut seals: Vec<Self> = Vec::with_capacity(lines.len().div_ceil(Self::LINES));
         for lines in lines.chunks(Self::LINES) {
@@ -204,12 +204,12 @@ impl Seal {
         Some(seal)
     }
 
-    /// What the seal after this one has as its `previous`.
+    /// The value of `previous` in the seal after this one.
     pub fn previous_of(before: Option<&Self>) -> String {
         before.map_or_else(|| "0".repeat(64), |before| before.hash.clone())
     }
 
-    /// What `content` is of these lines.
+    /// The value of `content` for these lines.
     pub fn content_of(lines: &[LineHash]) -> String {
         let mut hash = Sha256::new();
         hash.update(b"clerk-sync lines 1");
@@ -219,7 +219,7 @@ impl Seal {
         hex::encode(hash.finalize())
     }
 
-    /// What `hash` is, unless somebody changed the seal.
+    /// The correct value of `hash` for the other fields.
     pub fn hash_of_all(&self) -> String {
         let mut text = b"clerk-sync seal 1".to_vec();
         for number in
@@ -233,13 +233,13 @@ impl Seal {
         hex::encode(Sha256::digest(&text))
     }
 
-    /// What to keep elsewhere of this seal.
+    /// The part of this seal to store elsewhere.
     pub fn mark(&self) -> Mark {
         Mark { number: self.number, hash: self.hash.clone() }
     }
 }
 
-/// What is enough to know a seal again: `17:2c26…`.
+/// Number and hash of a seal, which identify it: `17:2c26…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {
     pub number: i64,
@@ -292,7 +292,7 @@ mod tests {
         Seal::chain(None, lines, DateTime::UNIX_EPOCH).remove(0)
     }
 
-    /// What seals in databases out there were made of.
+    /// The form that existing seals in databases were computed from.
     #[test]
     fn a_list_has_one_form() {
         assert!(matches!(Cell::Text(b"[\"email\"]").listed(), Cell::List(_)));

@@ -1,15 +1,15 @@
-//! The order of events, which Svix does not keep: a version per entity decides what is news.
+//! The order of events, which Svix does not guarantee. The version of an object decides which events are stale.
 
 use chrono::{DateTime, Utc};
 
-/// When an event happened, as a triple that is compared from left to right.
+/// The version of an object: a triple that is compared from left to right.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// `data.updated_at`, Clerk: unix milliseconds.
+    /// Clerk's `data.updated_at`, in Unix milliseconds.
     pub version: i64,
-    /// The envelope's `timestamp`, in unix milliseconds; for a read from the Backend API the time of the request.
+    /// The envelope's `timestamp`, in Unix milliseconds; for data from the Backend API, the time of the request.
     pub event_at: i64,
-    /// The `svix-id`, so that two events of one millisecond have an order that every replica agrees on.
+    /// The `svix-id`, so that all replicas agree on the order of two events in the same millisecond.
     pub tie: String,
 }
 
@@ -17,30 +17,30 @@ impl Version {
     /// Older than any event.
     pub const BLANK: Self = Self { version: i64::MIN, event_at: i64::MIN, tie: String::new() };
 
-    /// Of a row that came from somewhere else than Clerk. Whatever Clerk says is newer.
+    /// The version of an adopted row. All data from Clerk is newer.
     pub const UNKNOWN: Self = Self { version: 0, event_at: 0, tie: String::new() };
 
-    /// Of an object that changed then, told by an event of that time.
+    /// The version of an object that changed at `updated_at`, reported by an event at `event_at`.
     pub fn at(updated_at: DateTime<Utc>, event_at: DateTime<Utc>, tie: String) -> Self {
         Self { version: updated_at.timestamp_millis(), event_at: event_at.timestamp_millis(), tie }
     }
 }
 
-/// What the register knows of one entity.
+/// The version register's entry for one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register {
     /// The newest version that was applied.
     pub version: Version,
-    /// Deletion is terminal: nothing is news any more, whatever its time.
+    /// A tombstone: every later event is stale, whatever its time.
     pub deleted: bool,
-    /// When the user is to be erased, whom Clerk has deleted. Until then updates are news, and it can be taken back.
+    /// When a user that Clerk deleted will be erased. Until then updates are applied, and the deletion can be cancelled.
     pub held_until: Option<DateTime<Utc>>,
-    /// Since when that is held back: the time with which the row is marked, unless the application had marked it.
+    /// The start of the grace period. The row is marked with this time, unless the application had marked it.
     pub held_since: Option<DateTime<Utc>>,
 }
 
 impl Register {
-    /// Whether it was only locked, for a child or for a delivery that was parked: then it says nothing.
+    /// Whether the entry exists only as a lock, for a child or a parked delivery, and contains no version.
     pub fn is_blank(&self) -> bool {
         !self.deleted && self.version == Version::BLANK
     }

@@ -112,7 +112,7 @@ pub(super) async fn finish(within: Duration) {
     }
 }
 
-/// A layer of the log.
+/// The layer of the log that reports errors.
 pub(super) struct Reporter {
     client: Client,
     limiter: DefaultDirectRateLimiter,
@@ -187,7 +187,7 @@ fn only_what_is_listed(event: Event<'static>) -> Event<'static> {
     }
 }
 
-/// Puts reports into the queue, and never waits.
+/// Puts reports into the queue without waiting.
 struct Way(mpsc::Sender<Job>);
 
 impl Transport for Way {

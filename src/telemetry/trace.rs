@@ -59,7 +59,7 @@ pub enum Queue<'a> {
     Webhooks,
     /// The stream of `QUEUE_URL`.
     Stream,
-    /// `outbox`, for the sink of this name.
+    /// `outbox`, for the sink with this name.
     Outbox(&'a str),
 }
 

@@ -668,8 +668,7 @@ fn a_misspelt_variable_is_told_with_the_one_that_is_meant(host: &mut Host) {
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
     host.write(".env", &format!("WEBHOOK_SECRET={SECRET}\n"));
     let report = doctor(host, &[]);
-    let remedy =
-        report.remedy("secrets", "fail", "while WEBHOOK_SECRET is set, which clerk-sync does not read");
+    let remedy = report.remedy("secrets", "fail", "WEBHOOK_SECRET is set, but clerk-sync does not read it");
     assert!(remedy.contains("CLERK_WEBHOOK_SIGNING_SECRET"), "{remedy}");
     assert_eq!(report.of("secrets").len(), 1, "{report:#?}");
 }

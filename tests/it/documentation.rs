@@ -1,6 +1,6 @@
-//! What the documents say, compared with the code that it is said of.
+//! Compares the documents with the code that they describe.
 //!
-//! `docs/configuration.md` is made from it: `UPDATE_DOCS=1 cargo nextest run documentation` writes it anew.
+//! `docs/configuration.md` is generated: `UPDATE_DOCS=1 cargo nextest run documentation` writes it.
 
 use std::{collections::BTreeMap, ffi::OsStr, fmt::Write, fs, path::Path};
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::service::{Host, Keeper};
 
-/// Whatever variable it is given to, it is a mistake there.
+/// A value that no variable accepts.
 const NONSENSE: &str = "no 'such' thing=/";
 
 const DATABASE: &str = "every command that opens the database";
@@ -22,7 +22,7 @@ const API: &str = "`serve`, `worker`, `dev`, `backfill`, `reconcile`, `ensure`, 
 const SERVICE: &str = "`serve`, `worker`, `dev`";
 const SERVE: &str = "`serve`";
 
-/// Who does something with a variable, beyond checking it.
+/// The commands that use a variable, beyond checking it.
 const USED_BY: &[(&str, &str)] = &[
     ("DATABASE_URL", "every command that opens the database; `dev` only as a flag"),
     ("DATABASE_SCHEMA", DATABASE),
@@ -55,7 +55,7 @@ const USED_BY: &[(&str, &str)] = &[
         "UNIQUE_EMAIL",
         "`serve`, `worker`, `dev`, `migrate`, `migrate adopt`, `backfill`, `reconcile`, `ensure`, `erase`",
     ),
-    ("ANONYMIZE_COLUMNS", "every command that opens the database, but for `dev`"),
+    ("ANONYMIZE_COLUMNS", "every command that opens the database, except `dev`"),
     (
         "CONFIG_FILE",
         "`serve`, `worker`, `sinks`, `outbox`, `erase`, `reconcile`, `backfill`; `dev` only as a flag",
@@ -81,44 +81,46 @@ const USED_BY: &[(&str, &str)] = &[
     ("SENTRY_RELEASE", DATABASE),
 ];
 
-/// What stands before and after the variables.
+/// The text before and after the variables.
 const HEAD: &str = "\
 # Configuration
 
-<!-- Made from the code: `UPDATE_DOCS=1 cargo nextest run documentation` writes it anew, and a test compares. -->
+<!-- Generated from the code by `UPDATE_DOCS=1 cargo nextest run documentation`; a test compares the two. -->
 
-Every setting is an environment variable, a flag of every command, or a line `NAME=value` in a file `.env`, here or in the
-nearest directory above. A flag counts before the environment, the environment before `.env`. A variable that is set but empty
-counts as not set.
+Every setting is an environment variable, a flag of every command, or a line `NAME=value` in a `.env` file, in the working
+directory or the nearest directory above it. A flag overrides the environment, and the environment overrides `.env`. A
+variable that is set but empty counts as not set.
 
-- **Nothing is needed** to try it out: `clerk-sync dev --sample`. `serve` needs `CLERK_WEBHOOK_SIGNING_SECRET`, and
-  `DATABASE_URL` to keep the users in your own database.
-- **Secrets may be files**: what has a second variable `…_FILE` below can be given as the path of a file that holds the value;
-  white space around it does not count. Both at once is a mistake.
-- **A line of `.env` that cannot be understood** is told by its number, all of them at once and never with their text, and
-  no command but `doctor`, `config`, `completions` and `man` goes on. A name that is
-  close to one of these, also behind `CLERK_SYNC_`, is a warning; what else stands there is your application's.
-- **Everything is checked** at the start, by every command but `sample`, `send`, `completions` and `man`. All mistakes are told at
-  once, and the exit code is 78. Nothing is read again later: restart to change something.
-- **`clerk-sync config`** prints what came out, without secrets, and where each value came from, then what `serve` would refuse, and
-  exits with 78 if there is anything; `--json` for programs.
+- **To try clerk-sync, you need no settings**: run `clerk-sync dev --sample`. `serve` needs `CLERK_WEBHOOK_SIGNING_SECRET`. Set
+  `DATABASE_URL` to store the users in your own database.
+- **Secrets can be files**: if a second variable `…_FILE` is listed below, it can name a file that holds the value. White
+  space around the value is ignored. Setting both variables is an error.
+- **Lines of `.env` that cannot be understood** are all reported at once, by number, never with their text. Only `doctor`,
+  `config`, `completions` and `man` then continue. A name that resembles one of these settings causes a warning, even with
+  the prefix `CLERK_SYNC_`. All other names belong to your application.
+- **Every command checks all settings** at start, except `sample`, `send`, `completions` and `man`. It reports all errors at once
+  and exits with 78. Settings are read only at start: restart to change one.
+- **`clerk-sync config`** prints the resulting settings, without secrets, and the source of each value. Then it lists what
+  `serve` would refuse, and exits with 78 if there is anything. Programs can use `--json`.
 
-[.env.example](../.env.example) is the same as a file to copy. What is special to one command, `clerk-sync COMMAND -h` tells.
+[.env.example](../.env.example) lists the same settings as a file to copy. `clerk-sync COMMAND -h` lists only the
+flags that belong to one command; `--help` lists all.
 ";
 
 const TAIL: &str = "
 ## Sinks
 
-Which other systems are told of changes stands in a file of its own, `clerk-sync.toml` or what `CONFIG_FILE` names: see
-[sinks.md](sinks.md). The secrets of sinks are never in it; it names variables, which may stand in `.env`, or files.
+Sinks, the systems that clerk-sync notifies of changes, are configured in a separate file: `clerk-sync.toml`, or the file that
+`CONFIG_FILE` names. See [sinks.md](sinks.md). That file never contains secrets. It names files, or variables, which can be in
+`.env`.
 
-## Variables of others
+## Variables of other projects
 
-| variable | whose | what it does |
+| variable | project | effect |
 |---|---|---|
-| `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID` | systemd's | `serve`, `worker` and `dev` tell there that they are ready, alive and stopping; see [operations.md](operations.md) |
-| `OTEL_…` | OpenTelemetry's | where traces go, and which; see [tracing.md](tracing.md) |
-| `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | everybody's | the proxy that everything on the way out is reached through: Clerk's Backend API, sinks, collectors, Sentry |
+| `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID` | systemd | `serve`, `worker` and `dev` report to systemd that they are ready, alive and stopping; see [operations.md](operations.md) |
+| `OTEL_…` | OpenTelemetry | which traces are exported, and where to; see [tracing.md](tracing.md) |
+| `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` | many programs | the proxy for all outgoing requests: Clerk's Backend API, sinks, collectors, Sentry |
 ";
 
 #[test]
@@ -138,7 +140,7 @@ fn the_page_of_the_configuration_is_what_the_code_says() {
 
 /// The whole page.
 fn configuration() -> String {
-    // On a machine without any configuration.
+    // A host without any configuration.
     let host = Host::with(Keeper::Sqlite).unwrap();
     let defaults = defaults(&host);
     let allowed = allowed(&host);
@@ -150,7 +152,7 @@ fn configuration() -> String {
     let mut heading = "";
     for argument in definition.get_arguments() {
         let variable = argument.get_env().unwrap().to_str().unwrap();
-        // It stands with what it is the file of.
+        // Listed with the variable whose value the file holds.
         if variable.ends_with("_FILE") && variable != "CONFIG_FILE" {
             continue;
         }
@@ -177,13 +179,13 @@ fn configuration() -> String {
         }
         let kept = used_by.get("SYNC_FIELDS_").filter(|_| variable.starts_with("SYNC_FIELDS_"));
         let users = used_by.get(variable).or(kept);
-        let users = users.unwrap_or_else(|| panic!("who uses {variable}? Say so in USED_BY"));
+        let users = users.unwrap_or_else(|| panic!("which commands use {variable}? Add it to USED_BY"));
         writeln!(page, "- used by: {users}").unwrap();
     }
     page + TAIL
 }
 
-/// What counts where nothing is set.
+/// The value of each variable if it is not set.
 fn defaults(host: &Host) -> BTreeMap<String, String> {
     let shown = host.command(&["config", "--json"]).env_clear().output().unwrap();
     let shown: BTreeMap<String, Value> = serde_json::from_slice(&shown.stdout).unwrap();
@@ -195,7 +197,7 @@ fn defaults(host: &Host) -> BTreeMap<String, String> {
     shown.into_iter().map(|(variable, value)| (variable, default(&value))).collect()
 }
 
-/// What the program says is allowed when it is given something that is not.
+/// What the program reports as allowed when it is given nonsense.
 fn allowed(host: &Host) -> BTreeMap<String, String> {
     let definition = Settings::augment_args(Command::new("clerk-sync"));
     let mut command = host.command(&["config"]);
@@ -209,14 +211,13 @@ fn allowed(host: &Host) -> BTreeMap<String, String> {
     let mut allowed = BTreeMap::new();
     for line in report.lines().filter_map(|line| line.strip_prefix("  ")) {
         let (variable, _) = line.split_once(' ').unwrap();
-        let (_, what) = line.split_once("allowed ").unwrap_or_else(|| panic!("{line} says what is allowed"));
-        let what = what.trim_start_matches("is ").trim_start_matches("are ");
+        let (_, what) = line.split_once("allowed: ").unwrap_or_else(|| panic!("{line} says what is allowed"));
         allowed.insert(variable.to_owned(), what.to_owned());
     }
     allowed
 }
 
-/// What `.env.example` tells of each variable, where it has a word of its own.
+/// The text that `.env.example` has for each variable, if it has one.
 fn told() -> BTreeMap<String, String> {
     let example = fs::read_to_string(root().join(".env.example")).unwrap();
     let mut told = BTreeMap::new();
@@ -248,7 +249,7 @@ fn the_page_of_the_tables_names_every_index_of_users() {
     let names: Vec<&str> = names.collect();
     assert!(names.contains(&"users_email"), "{names:?}");
     for name in names {
-        assert!(page.contains(&format!("| `{name}` |")), "docs/schema.md tells of index {name}");
+        assert!(page.contains(&format!("| `{name}` |")), "docs/schema.md describes index {name}");
     }
 }
 
@@ -271,7 +272,7 @@ fn the_page_of_the_tables_names_what_is_written_of_every_kind() {
     for entity in entity::ALL {
         let names = actions.map(|action| action.name(entity));
         for name in names.into_iter().chain(MessageType::of(entity).map(MessageType::name)) {
-            assert!(page.contains(&format!("`{name}`")), "docs/schema.md tells of {name}");
+            assert!(page.contains(&format!("`{name}`")), "docs/schema.md names {name}");
         }
     }
 }
@@ -295,7 +296,7 @@ fn every_link_in_the_documents_leads_to_a_file() {
             }
             links += 1;
             let there = page.parent().unwrap().join(file).exists();
-            assert!(there, "{}: {target} is not there", page.display());
+            assert!(there, "{}: {target} does not exist", page.display());
         }
     }
     assert!(links > 20, "only {links} links were found");

@@ -1,6 +1,6 @@
-//! `docs/schema.md`: its lists of columns, and its models for Prisma and Drizzle, are made from the declarations of the tables.
+//! `docs/schema.md`: its lists of columns and its models for Prisma and Drizzle are generated from the tables' declarations.
 //!
-//! `UPDATE_DOCS=1 cargo nextest run documentation` writes them anew. What the page says of a column stays.
+//! `UPDATE_DOCS=1 cargo nextest run documentation` writes them. The descriptions of columns stay as they are.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -35,7 +35,7 @@ fn the_page_of_the_tables_is_what_the_declarations_say() {
         page = replaced(&page, &model, |line| line.starts_with("    "), &drizzle(&table));
     }
     let names = TABLES.iter().map(|table| table.name).chain(["_clerk_sync_migrations"]);
-    // What Prisma is not told of it takes for drift, and demands a reset.
+    // Prisma treats a table that is not in this list as drift and demands a reset.
     let external: Vec<String> = names.map(|name| format!("      \"clerk.{name}\",\n")).collect();
     let external = external.concat();
     page = replaced(&page, "\n    external: [\n", |line| line.starts_with("      "), &external);
@@ -50,7 +50,7 @@ fn the_page_of_the_tables_is_what_the_declarations_say() {
     );
 }
 
-/// The page with the lines behind this heading, as far as they are of that form, replaced.
+/// The page with the lines after this heading replaced, up to the first line of another form.
 fn replaced(page: &str, heading: &str, of_form: impl Fn(&str) -> bool, by: &str) -> String {
     let (before, rest) =
         page.split_once(heading).unwrap_or_else(|| panic!("docs/schema.md has no {:?}", heading.trim()));
@@ -58,11 +58,12 @@ fn replaced(page: &str, heading: &str, of_form: impl Fn(&str) -> bool, by: &str)
     [before, heading, by, &rest[replaced..]].concat()
 }
 
-/// The page with the columns of this table, and with what it says of each.
+/// The page with the columns of this table. Each keeps its description.
 fn with_columns(page: &str, table: &Table) -> String {
     let section = format!("\n### `{}`\n", table.name);
-    let (_, rest) =
-        page.split_once(&section).unwrap_or_else(|| panic!("docs/schema.md tells of table {}", table.name));
+    let (_, rest) = page
+        .split_once(&section)
+        .unwrap_or_else(|| panic!("docs/schema.md does not describe table {}", table.name));
     let head = "| column | type | |\n|---|---|---|\n";
     let (text, rest) = rest.split_once(head).unwrap();
     let told: HashMap<&str, &str> = rest
@@ -82,7 +83,7 @@ fn with_columns(page: &str, table: &Table) -> String {
     replaced(page, &[&section, text, head].concat(), |line| line.starts_with('|'), &columns)
 }
 
-/// The fields of a model for Prisma, as `prisma format` lays them out.
+/// The fields of a Prisma model, as `prisma format` lays them out.
 fn prisma(entity: &Entity, table: &Table) -> String {
     let rows: Vec<[String; 3]> = table
         .columns

@@ -1185,7 +1185,7 @@ fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() 
     let nothing = host.run(&["migrate"]);
     assert_eq!(nothing.code, Some(78), "{nothing:?}");
     assert!(
-        nothing.stderr.contains("DATABASE_URL (--database-url): line 1 of .env comes to nothing"),
+        nothing.stderr.contains("DATABASE_URL (--database-url): line 1 of .env results in an empty value"),
         "{nothing:?}"
     );
     host.write(".env", "");
@@ -1198,7 +1198,7 @@ fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() 
     let warning =
         "DELETION_POLICIY: .env sets it, and clerk-sync has no such variable; did you mean DELETION_POLICY?";
     assert!(shown.stdout.contains(&format!("warning: {warning}")), "{shown:?}");
-    let words = "while CLERK_WEBHOOK_SECRET is set, which clerk-sync does not read";
+    let words = "CLERK_WEBHOOK_SECRET is set, but clerk-sync does not read it";
     assert!(shown.stderr.contains(words) && !shown.stderr.contains(SECRET), "{shown:?}");
     let logged = host.run(&["migrate"]);
     assert!(logged.stderr.contains(warning) && !logged.stderr.contains("hunter2"), "{logged:?}");

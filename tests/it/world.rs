@@ -204,6 +204,7 @@ impl World {
             kinds: self.kinds,
             max_connections: 8,
             unique_email: self.rules.unique_email,
+            polls: true,
         };
         Arc::new(Mongo::connect(options).await.unwrap())
     }
@@ -729,6 +730,7 @@ impl Place {
                     kinds,
                     max_connections: 8,
                     unique_email,
+                    polls: true,
                 };
                 return (Arc::new(Mongo::connect(options).await.unwrap()), None);
             }

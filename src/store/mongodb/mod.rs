@@ -39,6 +39,7 @@ use self::{
     cells::{Cells as _, time},
     objects::folded,
     session::{Alone, Commands as _, Server, server_time, settle_numbers, transact},
+    watch::Watch,
 };
 use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
@@ -78,12 +79,15 @@ pub struct Options {
     pub max_connections: u32,
     /// Whether [`Database::migrate`] creates the index of `UNIQUE_EMAIL`; otherwise it drops it.
     pub unique_email: bool,
+    /// Whether to poll twice a second for work that other processes add.
+    pub polls: bool,
 }
 
 /// A database of a MongoDB server.
 pub struct Mongo {
     server: Arc<Server>,
     unique_email: bool,
+    polls: bool,
     /// Set once every migration is known to be applied.
     migrated: OnceLock<()>,
 }
@@ -121,7 +125,8 @@ impl Mongo {
             bell: Arc::default(),
             waiting: std::sync::atomic::AtomicU32::new(0),
         };
-        Ok(Self { server: Arc::new(server), unique_email: options.unique_email, migrated: OnceLock::new() })
+        let Options { unique_email, polls, .. } = options;
+        Ok(Self { server: Arc::new(server), unique_email, polls, migrated: OnceLock::new() })
     }
 
     async fn hello(&self) -> Result<Document> {
@@ -347,7 +352,7 @@ impl Database for Mongo {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        Ok(Some(Box::new(watch::Watch::of(&self.server).await?)))
+        Ok(if self.polls { Some(Box::new(Watch::of(&self.server).await?)) } else { None })
     }
 
     async fn space(&self) -> Result<Space> {

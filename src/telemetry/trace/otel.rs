@@ -82,7 +82,7 @@ fn provider(protocol: Protocol) -> Result<SdkTracerProvider, String> {
         .build()
         // The error quotes the address, which may contain a password.
         .map_err(|_| {
-            "the address or another of the variables OTEL_EXPORTER_OTLP_… cannot be used".to_owned()
+            "the address or another variable OTEL_EXPORTER_OTLP_… has an invalid value".to_owned()
         })?;
     let processor = BatchSpanProcessor::builder(exporter).build();
     Ok(SdkTracerProvider::builder().with_span_processor(processor).with_resource(resource()).build())
