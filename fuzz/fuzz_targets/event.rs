@@ -1,4 +1,4 @@
-//! Any verified body is applied, ignored or stored, and never lost or altered.
+//! Any authentic body is parsed, ignored or parked. It is never lost or altered.
 #![no_main]
 
 use bytes::Bytes;
@@ -26,11 +26,11 @@ fuzz_target!(|body: &[u8]| {
     let verified = Verifier::new(vec![secret], 300)
         .expect(&headers, now)
         .and_then(|expected| expected.verify(Bytes::copy_from_slice(body)))
-        .expect("our own signature is genuine");
+        .expect("a signature of ours is valid");
 
     let event = event::parse(&verified, &Selection::of(&USER, FieldSet::ALL), now);
     let delivery = &event.delivery;
-    assert_eq!(&delivery.payload[..], body, "the payload is kept byte for byte");
+    assert_eq!(&delivery.payload[..], body, "the payload must be kept byte for byte");
     assert_eq!(delivery.svix_id.as_ref(), Some(verified.svix_id()));
     assert!(delivery.event_at <= now + TimeDelta::days(1), "no event is in the far future");
     if let Some(id) = &delivery.clerk_id {
@@ -57,10 +57,10 @@ fuzz_target!(|body: &[u8]| {
         Content::Unusable(reason) => assert!(!reason.is_empty()),
     }
 
-    // With an empty allow-list, no field can make an event unusable.
+    // Without selected fields, no field can make an event unusable.
     let bare = event::parse(&verified, &Selection::of(&USER, FieldSet::default()), now).delivery;
     if let (Content::Unusable(_), false) = (&bare.content, matches!(delivery.content, Content::Unusable(_))) {
-        panic!("fewer fields made the event unusable");
+        panic!("an event became unusable with fewer fields");
     }
     assert_eq!(bare.clerk_id, delivery.clerk_id);
     assert_eq!(bare.event_type, delivery.event_type);

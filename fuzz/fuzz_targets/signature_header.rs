@@ -1,4 +1,4 @@
-//! Whatever the headers contain: a request is accepted if and only if they hold the right MAC.
+//! For any headers, a request is accepted if and only if the signature header contains the right MAC.
 #![no_main]
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const NOW: i64 = 1_614_265_330;
 const TOLERANCE: u32 = 300;
 
-/// The most entries of a header that are sure to be checked.
+/// The number of entries that the verifier checks.
 const MAX_ENTRIES: usize = 32;
 
 fuzz_target!(|input: (&[u8], &[u8], &[u8], &[u8], u8)| {
@@ -26,10 +26,10 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], &[u8], u8)| {
         verifier.expect(&headers, now)?.verify(Bytes::copy_from_slice(body))
     };
 
-    // The input as is: a sender without the secret is never accepted.
+    // The fuzzer's input alone: a sender that does not know the secret is refused.
     match verify(id, timestamp, signature) {
         Ok(verified) => {
-            // The fuzzer cannot compute a MAC; if it ever finds one, it must be the right one.
+            // The fuzzer cannot compute a MAC. If it guesses one, it must be the right one.
             let expected = secret.sign(verified.svix_id().as_str(), verified.attempted_at(), body);
             assert!(entries(signature).any(|entry| entry == expected.as_bytes()));
             assert_eq!(verified.svix_id().as_str().as_bytes(), id);
@@ -38,7 +38,7 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], &[u8], u8)| {
         Err(rejection) => assert!(Rejection::ALL.contains(&rejection)),
     }
 
-    // With the right MAC among any other entries: accepted, at any place.
+    // The right MAC among other entries is accepted at any position.
     let right = secret.sign("msg_1", now, body);
     let seconds = NOW.to_string();
     let mut header = Vec::new();
@@ -55,10 +55,10 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], &[u8], u8)| {
     if place == others.len() {
         header.extend_from_slice(right.as_bytes());
     }
-    let verified = verify(b"msg_1", seconds.as_bytes(), &header).expect("the right MAC is there");
+    let verified = verify(b"msg_1", seconds.as_bytes(), &header).expect("the header contains the right MAC");
     assert_eq!(&verified.body()[..], body);
 
-    // The right MAC for another id, time or body is wrong here.
+    // The right MAC is wrong for another id, another time or another body.
     if id != b"msg_1" {
         let rejection = verify(id, seconds.as_bytes(), &header).expect_err("signed for another id");
         let valid = str::from_utf8(id).ok().and_then(SvixId::new).is_some();

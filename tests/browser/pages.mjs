@@ -1,8 +1,8 @@
-// The dashboard as people see it: every page in two widths and two colour schemes, in a real browser.
+// The dashboard in a real browser: every page in two widths and two colour schemes.
 //
-// `scripts/browser` starts three services, one in which all is well, one in which little is and one with organizations, and says by environment
-// variables where they are and what was planted. Whatever a designer, a screen reader or the browser's console would
-// complain about is a finding, and findings fail the run.
+// `scripts/browser` starts three services: one without problems, one with many problems, and one with organizations. It passes
+// their addresses and the planted data in environment variables. Anything that a designer, a screen reader or the browser's
+// console would complain about is a finding, and any finding fails the run.
 import { readFileSync, renameSync } from "node:fs";
 import { createRequire } from "node:module";
 import { writeFile } from "node:fs/promises";
@@ -27,7 +27,7 @@ const pages = {
 };
 const missing = ["nobody", "nothing", "nowhere"];
 
-// What docs/images shows: page, scheme, width; "?" opens the first question of the page.
+// The pictures in docs/images: page, scheme, width; "?" opens the first question of the page.
 const gallery = [
   ["overview", "light", 1280], ["overview", "dark", 1280], ["overview-trouble", "light", 1280],
   ["overview-trouble", "dark", 360], ["user", "light", 1280], ["sign-ups", "dark", 1280],
@@ -45,7 +45,7 @@ async function visitor(options) {
   const context = await browser.newContext(options);
   context.setDefaultTimeout(20_000);
   const page = await context.newPage();
-  // What a page that is not there or cannot be had is answered with, the browser tells as an error; it is looked at below.
+  // The browser reports an answer with 404 or 503 as a console error. The tests below check these answers themselves.
   page.on("console", (message) => message.type() === "error" && !/status of (404|503)/.test(message.text())
     && findings.push(`console: ${message.text()}`));
   page.on("pageerror", (error) => findings.push(`script: ${error.message}`));
@@ -65,7 +65,7 @@ async function signIn(page, base = BASE) {
 async function judge(context, page, name) {
   const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
   expect(wide <= 0, `${name}: ${wide} px wider than the window`);
-  // The page's own policy lets no script in, so it comes by the debugger's door.
+  // The page's policy allows no scripts, so the debugger injects this one.
   const debug = await context.newCDPSession(page);
   await debug.send("Runtime.evaluate", { expression: axe });
   for (const { impact, id, nodes } of await page.evaluate(async () => (await axe.run()).violations)) {
@@ -85,7 +85,7 @@ async function picture(context, page, name, scheme, width) {
     await page.locator("details[open]").scrollIntoViewIfNeeded();
   }
   const debug = await context.newCDPSession(page);
-  // As good as fits: whoever clones the repository fetches all of them.
+  // The best quality that fits the limit, because every clone of the repository downloads all pictures.
   for (const quality of [80, 70, 60, 50]) {
     const { data } = await debug.send("Page.captureScreenshot", { format: "webp", quality });
     const picture = Buffer.from(data, "base64");
@@ -102,7 +102,7 @@ for (const colorScheme of ["light", "dark"]) {
     await page.goto(`${BASE}/sign-in`);
     await judge(context, page, "sign-in");
     await picture(context, page, "sign-in", colorScheme, width);
-    // A cookie knows no ports: one session is good for all.
+    // A cookie is valid for all ports, so one session is enough for all services.
     await signIn(page);
     for (const [name, url] of Object.entries(pages)) {
       const answer = await page.goto(url);
@@ -122,13 +122,13 @@ for (const colorScheme of ["light", "dark"]) {
   const { context, page } = await visitor({});
   await signIn(page, WELL);
   const headline = () => page.textContent(".headline");
-  expect((await headline()).startsWith("Yes."), `all is well, and the overview says: ${await headline()}`);
+  expect((await headline()).startsWith("Yes."), `without problems, the overview says: ${await headline()}`);
   await page.goto(BASE);
-  expect((await headline()).startsWith("No."), `little is well, and the overview says: ${await headline()}`);
+  expect((await headline()).startsWith("No."), `with problems, the overview says: ${await headline()}`);
   await context.close();
 }
 
-// What people do, by keyboard and without JavaScript.
+// The operator's tasks, by keyboard and without JavaScript.
 for (const javaScriptEnabled of [true, false]) {
   const { context, page } = await visitor({ javaScriptEnabled, viewport: { width: 1000, height: 800 } });
   await signIn(page);
@@ -140,12 +140,12 @@ for (const javaScriptEnabled of [true, false]) {
   await page.fill("#sought", EMAIL);
   await page.keyboard.press("Enter");
   await page.click(`a[href="/users/${USER_ID}"]`);
-  expect(!(await page.content()).includes(EMAIL), "an address is shown before it was revealed");
+  expect(!(await page.content()).includes(EMAIL), "an address is shown before it is revealed");
   await page.click("button:has-text('Reveal')");
   await page.waitForSelector("text=USER_REVEALED");
   expect((await page.content()).includes(EMAIL), "a revealed address is not shown");
   expect((await page.textContent("main")).includes("<script>alert(1)"), "a name that looks like code is not shown");
-  expect(!page.url().includes("@"), "an address stands in the URL");
+  expect(!page.url().includes("@"), "an address is in the URL");
 
   const [retried, discarded] = letters.splice(0, 2);
   const ask = async (letter, label) => {
@@ -173,11 +173,11 @@ for (const javaScriptEnabled of [true, false]) {
   await page.click("text=Sign out");
   await page.waitForURL(`${BASE}/sign-in`);
   await page.goto(BASE);
-  expect(page.url() === `${BASE}/sign-in`, "signed out, and still let in");
+  expect(page.url() === `${BASE}/sign-in`, "the dashboard is still open after signing out");
   await context.close();
 }
 
-// The overview keeps itself fresh, but for somebody who is at work on it.
+// The overview refreshes itself, except while the user works on it.
 {
   const { context, page } = await visitor({});
   await signIn(page);
@@ -191,7 +191,7 @@ for (const javaScriptEnabled of [true, false]) {
   await context.close();
 }
 
-// Where the database is gone every page says so, and shows what it should once it is back.
+// If the database is unavailable, every page reports it, and shows its content again afterwards.
 {
   const { context, page } = await visitor({});
   await signIn(page);
@@ -211,7 +211,7 @@ for (const javaScriptEnabled of [true, false]) {
   } finally {
     renameSync(`${DATABASE}.away`, DATABASE);
   }
-  await page.waitForSelector("text=warehouse").catch(() => findings.push("the page of the sinks does not come back"));
+  await page.waitForSelector("text=warehouse").catch(() => findings.push("the page of the sinks does not recover"));
   await context.close();
 }
 

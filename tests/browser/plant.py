@@ -1,10 +1,10 @@
-"""Put into a service's SQLite file what a browser cannot wait for: a past, people with all kinds of names, and trouble.
+"""Plant data in a service's SQLite file that the browser test needs: a history, users with all kinds of names, and problems.
 
-    plant.py FILE past       two months of sign-ups, a week of webhooks, a reconcile that found nothing
-    plant.py FILE groups     organizations, one of them large, with those users in them
-    plant.py FILE trouble    drift, messages that nobody takes, and a name that tries to be code
+    plant.py FILE past       two months of sign-ups, a week of webhooks, a reconcile that found no drift
+    plant.py FILE groups     organizations, one of them large, with those users as members
+    plant.py FILE trouble    drift, messages that no sink accepts, and a name that contains code
 
-The numbers are the same at every run, but for the time, which is now.
+The random numbers are the same in every run; the times are relative to now.
 """
 
 import json
@@ -35,7 +35,7 @@ def some_id(prefix):
 
 
 def busy(at):
-    """How much goes on at a time: little at night and at weekends."""
+    """The activity at a time: low at night and at weekends."""
     day = 0.55 + 0.45 * math.sin((at.hour + at.minute / 60 - 9) / 24 * 2 * math.pi)
     return day * (0.5 if at.weekday() >= 5 else 1.0)
 

@@ -1,4 +1,4 @@
-//! Taking over the users of a table that was there before.
+//! Adopting the users of an existing table.
 
 use crate::{
     catching_up::Clerk,
@@ -21,12 +21,12 @@ on_each_keeper!(
     what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word,
 );
 
-/// Ids as long as Clerk's are.
+/// An id as long as Clerk's ids are.
 fn id(number: u32) -> String {
     format!("user_2d{number:025}")
 }
 
-/// A table of the application: beside our schema, where the keeper has schemas.
+/// The name of an application's table, which is outside of our schema if the backend has schemas.
 fn app_table(host: &Host, name: &str) -> String {
     match host.keeper {
         Keeper::Postgres => {
@@ -79,14 +79,14 @@ fn a_prisma_table_is_adopted_after_a_dry_run(host: &mut Host) {
         ]
     );
     assert_eq!(host.sql("SELECT DISTINCT source, action FROM audit_log"), [["cli", "USER_CREATED"]]);
-    assert_eq!(host.count(&table), 2, "the table itself is left as it is");
+    assert_eq!(host.count(&table), 2, "the adopted table stays as it is");
     let again = adopt(host, &from, &[]).succeeded();
     assert!(again.contains("0  copied") && again.contains("2  already here"), "{again}");
     assert_eq!(host.count("audit_log"), 2);
 }
 
 fn a_drizzle_table_is_adopted(host: &mut Host) {
-    // With schemas it may have our table's very name.
+    // With schemas, the table may have the same name as ours.
     let table = app_table(host, if host.keeper == Keeper::Postgres { "users" } else { "members" });
     host.sql(&format!(
         "CREATE TABLE {table} (id integer PRIMARY KEY, clerk_id text, email text, first_name text,
@@ -125,7 +125,7 @@ fn whatever_clerk_says_is_newer_than_a_row_that_was_adopted(host: &mut Host) {
     ));
     adopt(host, &table, &[]).succeeded();
     assert_eq!(host.count("users WHERE first_name = 'Old' AND updated_at IS NULL"), 2);
-    // Through the API, by a backfill; and by an event that is older than the application's own time.
+    // A backfill updates one row from the API, and an event older than the application's own time updates the other.
     host.run(&["backfill"]).succeeded();
     assert_eq!(host.count(&format!("users WHERE clerk_id = '{}' AND first_name = 'Old'", ids[0])), 0);
     let service = host.serve();
@@ -133,7 +133,7 @@ fn whatever_clerk_says_is_newer_than_a_row_that_was_adopted(host: &mut Host) {
     assert_eq!(service.post(&post(&user("user.updated", "user_1", month_ago, "Ada"))).word(), "applied");
     service.stop();
     assert_eq!(host.value("SELECT first_name FROM users WHERE clerk_id = 'user_1'"), "Ada");
-    // And nothing of the table comes back.
+    // Adopting again does not restore the table's values.
     adopt(host, &table, &[]).succeeded();
     assert_eq!(host.count("users WHERE first_name = 'Old'"), 0);
 }
@@ -144,7 +144,7 @@ fn a_column_that_the_user_names_is_clerks_own_time(host: &mut Host) {
     host.sql(&format!(
         "CREATE TABLE {table} (clerk_id text, first_name text, clerk_time bigint);
          INSERT INTO {table} VALUES ('user_1', 'Ada', {day_ago}), ('user_2', 'Ada', {}), ('user_3', 'Ada', NULL)",
-        // A time to come is none.
+        // A time in the future is not accepted.
         day_ago + 7 * 86_400_000
     ));
     let told = adopt(host, &table, &["--clerk-updated-at", "clerk_time"]).succeeded();
@@ -199,7 +199,7 @@ fn nobody_comes_alive_whom_the_table_calls_deleted(host: &mut Host) {
             assert_eq!(service.post(&late).word(), "stale", "{column}");
         }
     }
-    // Ids that were rewritten.
+    // Ids that the application rewrote on deletion.
     let name = app_table(host, "rewritten");
     let ids = [
         format!("deleted_{}", id(90)),
@@ -319,7 +319,7 @@ fn where_it_is_not_plain_which_column_has_the_ids_the_user_is_asked(host: &mut H
     }
     adopt(host, &table, &["--id-column", "auth_id"]).succeeded();
     assert_eq!(host.sql("SELECT clerk_id FROM users"), [[id(1)]]);
-    // A column with others' ids is never taken for their own.
+    // A column with ids of other users is never used as the row's own id.
     let table = app_table(host, "posts");
     host.sql(&format!(
         "CREATE TABLE {table} (id integer, created_by text); INSERT INTO {table} VALUES (1, '{}')",
@@ -327,7 +327,7 @@ fn where_it_is_not_plain_which_column_has_the_ids_the_user_is_asked(host: &mut H
     ));
     let asked = adopt(host, &table, &["--dry-run"]);
     assert!(asked.code == Some(78) && asked.stderr.contains("--id-column created_by"), "{asked:?}");
-    // Nor is there always one.
+    // Some tables have no such column.
     let table = app_table(host, "without");
     host.sql(&format!(
         "CREATE TABLE {table} (id integer, email text); INSERT INTO {table} VALUES (1, 'a@example.com')"
@@ -390,7 +390,7 @@ fn times_without_a_zone_are_read_in_the_zone_that_is_named(host: &mut Host) {
     host.sql(&format!(
         "CREATE TABLE {table} (clerk_id text, created_at {});
          INSERT INTO {table} VALUES ('user_1', {noon})",
-        // There a timestamp has a zone.
+        // MySQL's `timestamp` has a time zone.
         if host.keeper.is_mysql() { "datetime" } else { "timestamp" }
     ));
     let told = adopt(host, &table, &["--time-zone", "Europe/Berlin"]).succeeded();
@@ -399,7 +399,7 @@ fn times_without_a_zone_are_read_in_the_zone_that_is_named(host: &mut Host) {
     let refused = adopt(host, &table, &["--time-zone", "Berlin"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("IANA"), "{refused:?}");
 
-    // Unless the user says so, the zone is that in which the database writes for the table's owner.
+    // Without an option, the zone is the one in which the database writes for the table's owner.
     host.sql(&format!("UPDATE {table} SET clerk_id = 'user_2'"));
     if host.keeper == Keeper::Postgres {
         let owner = format!("{}_owner", host.schema);
@@ -443,7 +443,7 @@ fn what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word(ho
     if host.keeper == Keeper::Postgres {
         host.sql(&format!("CREATE SCHEMA {}", host.schema));
     }
-    // As connectors copy it: Clerk's own names, unix milliseconds, and a mark of their own.
+    // A table that a connector copied: Clerk's own names, unix milliseconds, and the connector's deletion mark.
     host.sql(&format!(
         "CREATE TABLE {theirs} (id {} PRIMARY KEY, first_name text, last_name text, email_addresses text,
              created_at bigint, updated_at bigint, _fivetran_deleted integer);
@@ -459,13 +459,13 @@ fn what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word(ho
     let advice = refused.stderr.replace('\n', " ");
     let between =
         |from: &str, to: &str| advice.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
-    // The same is said before anything was done, where somebody adopts first.
+    // If the operator adopts before the first start, the command prints the same advice.
     let too_early = adopt(host, &theirs, &["--dry-run"]);
     let from = if host.keeper == Keeper::Postgres {
         assert_eq!(too_early.code, Some(78), "{too_early:?}");
         let schema = between("DATABASE_SCHEMA=", " ");
         assert!(too_early.stderr.contains(&format!("DATABASE_SCHEMA={schema}")), "{too_early:?}");
-        // Its name is free in this database; other tests want the same one.
+        // The suggested name is free in this database, but other tests would use it too.
         host.set("DATABASE_SCHEMA", &format!("{}_{schema}", host.schema));
         between("--from ", " --dry-run")
     } else if host.keeper.is_mysql() {

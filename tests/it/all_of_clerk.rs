@@ -1,4 +1,4 @@
-//! Every kind that Clerk tells about, with everything switched on.
+//! Every kind of object for which Clerk sends events, with every field selected.
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,7 +38,7 @@ fn with_everything(world: &mut World) {
         entity::ALL.iter().fold(Selection::default(), |all, kind| all.with(kind, FieldSet::ALL));
 }
 
-/// An event whose object was changed so long after now.
+/// An event whose object was changed this many milliseconds after `NOW`.
 fn about(event_type: &str, mut data: Json, after: i64) -> Event {
     data["created_at"] = NOW.into();
     data["updated_at"] = (NOW + after).into();
@@ -49,7 +49,7 @@ async fn every_event_is_applied_and_nothing_is_parked(mut world: World) {
     with_everything(&mut world);
     for event_type in sample::types() {
         let Some(kind) = entity::of_event(event_type) else { continue };
-        // Each type gets an object of its own, because a deleted object stays deleted.
+        // Each type gets its own object, because a deleted object stays deleted.
         let user = format!("user_{}", event_type.replace('.', "_"));
         let at = world.now - TimeDelta::seconds(1);
         let event = Event::raw(sample::body(event_type, &user, at).unwrap());
@@ -96,7 +96,7 @@ async fn no_ticket_is_kept(mut world: World) {
         about("session.created", session, 10),
         about("email.created", email, 10),
     ];
-    // As it waits in the queue, and as it is applied.
+    // Neither the queue nor the tables may contain a ticket.
     world.enqueue(&events).await;
     let holds_tickets = async || world.dump().await.iter().any(|line| line.contains("TICKET"));
     assert_eq!(world.count("webhook_queue").await, 3);
@@ -117,7 +117,7 @@ async fn an_erasure_takes_along_what_stands_under_the_address(mut world: World) 
     }
     let entry = json!({ "id": "wait_1", "email_address": "ada@example.com", "status": "pending" });
     world.deliver(&about("waitlistEntry.created", entry.clone(), 10)).await;
-    // Beside news of what has nothing to do with it.
+    // In one batch with an unrelated event.
     let other = about("organizationInvitation.accepted", invitation("orginv_2", "grace@example.com"), 20);
     assert_eq!(world.deliver_all(&[other, Event::deleted("user_1", 100)]).await[1], Applied);
     assert_eq!(world.column("SELECT clerk_id FROM organization_invitations").await, ["orginv_2"]);
@@ -170,12 +170,12 @@ async fn what_stands_inside_of_an_object_reaches_its_own_table(mut world: World)
     assert_eq!(world.deliver(&first).await, Applied);
     assert_eq!(rows().await, ["csub_item_1 active csub_1 user_1", "csub_item_2 upcoming csub_1 user_1"]);
     assert_eq!(world.deliver(&first).await, Outcome::Duplicate);
-    // An item of its own that is newer stays, and the subscription is news all the same.
+    // A newer event of the item itself wins, so this update of the subscription changes nothing.
     world.deliver(&about("subscriptionItem.ended", item("csub_item_1", "ended", 30), 30)).await;
     let older = subscription(json!([item("csub_item_1", "active", 20)]));
     assert_eq!(world.deliver(&about("subscription.updated", older, 25)).await, Unchanged);
     assert_eq!(rows().await[0], "csub_item_1 ended csub_1 user_1");
-    // Only the item is news.
+    // Only the item is newer.
     let news = subscription(json!([item("csub_item_2", "active", 40)]));
     assert_eq!(world.deliver(&about("subscription.updated", news, 20)).await, Applied);
     assert_eq!(rows().await[1], "csub_item_2 active csub_1 user_1");
@@ -200,16 +200,16 @@ async fn what_stands_inside_of_an_object_and_is_the_same_is_not_written_again(mu
     };
     let texts = async || world.column("SELECT email_address FROM user_email_addresses").await;
     assert_eq!(world.deliver(&user(10, json!([address("ada@example.com", 5)]))).await, Applied);
-    // A mark that a row which is written again loses.
+    // Mark the row; rewriting it would remove the mark.
     world.sql("UPDATE user_email_addresses SET synced_at = '2000-01-01 00:00:00'").await;
     let is_marked =
         async || world.value("SELECT synced_at FROM user_email_addresses").await.starts_with("2000");
     assert_eq!(world.deliver(&user(30, json!([address("ada@example.com", 5)]))).await, Applied);
     assert!(is_marked().await);
-    // What comes late was before what is here, also if it says that it is of the same version.
+    // A late event is older than the stored state, even if its address has the same version.
     assert_eq!(world.deliver(&user(20, json!([address("old@example.com", 5)]))).await, Stale);
     assert!(is_marked().await);
-    // What is the same in another version is written.
+    // An equal value with a newer version is written.
     assert_eq!(world.deliver(&user(40, json!([address("ada@example.com", 35)]))).await, Applied);
     assert!(!is_marked().await);
     assert_eq!(texts().await, ["ada@example.com"]);
@@ -234,10 +234,10 @@ async fn the_parts_of_a_user_are_those_that_are_shown(mut world: World) {
     assert_eq!(world.deliver(&user("user_1", 10, &both)).await, Applied);
     assert_eq!(rows().await, ["idn_1 ada@example.com user_1", "idn_2 lovelace@example.com user_1"]);
     let one = json!([address("idn_1", "ada@example.com")]);
-    assert_eq!(world.deliver(&user("user_1", 30, &one)).await, Applied, "one is gone");
+    assert_eq!(world.deliver(&user("user_1", 30, &one)).await, Applied, "the user has lost one address");
     assert_eq!(world.deliver(&user("user_1", 20, &both)).await, Stale);
     assert_eq!(rows().await, ["idn_1 ada@example.com user_1"]);
-    // Nothing is said of them.
+    // An event without addresses changes none.
     world
         .deliver(&Event::updated("user_1", 40).without("email_addresses").set("first_name", "Augusta"))
         .await;
@@ -294,7 +294,7 @@ async fn what_came_is_kept_whole_where_that_is_asked_for(mut world: World) {
     assert_eq!(world.deliver(&about("user.created", user, 1)).await, Applied);
     let stored = world.column("SELECT raw FROM users").await.concat();
     assert!(stored.contains("Ada") && stored.contains("org:a") && !stored.contains("SECRET"), "{stored}");
-    // That the user's own is allowed says nothing of an organization's.
+    // Selecting the user's private metadata does not select an organization's.
     let fields = [of_user, entity::USER.named("private_metadata").expect("a field")];
     world.rules.selection = world.rules.selection.with(&entity::USER, fields.into_iter().collect());
     let user = json!({ "id": "user_1", "private_metadata": { "a": "OWN" },
@@ -302,7 +302,7 @@ async fn what_came_is_kept_whole_where_that_is_asked_for(mut world: World) {
     assert_eq!(world.deliver(&about("user.updated", user, 2)).await, Applied);
     let stored = world.column("SELECT raw FROM users").await.concat();
     assert!(stored.contains("OWN") && stored.contains("org:a") && !stored.contains("SECRET"), "{stored}");
-    // It is a part of the row, and goes with it.
+    // The raw object is a part of the row, and is deleted with it.
     let deleted = Event::about("user.deleted", json!({ "id": "user_1", "deleted": true }), NOW + 10);
     assert_eq!(world.deliver(&deleted).await, Applied);
     assert_eq!(world.count("users").await, 0);
@@ -353,7 +353,7 @@ async fn members_and_what_they_may_do_are_one_query_away(mut world: World) {
     assert_eq!(world.rows(churn).await[0]["ended"], 1);
 }
 
-/// Three events of one object, the later ones newer, in the order in which they come. The first one comes twice.
+/// Three events of one object, each newer than the one before, in their order of delivery. One of them is delivered twice.
 struct Life {
     kind: &'static Entity,
     id: String,
@@ -363,9 +363,9 @@ struct Life {
 }
 
 impl Life {
-    /// The `number`th one, of these events in this order.
+    /// The object with this number, with these event types in this order.
     fn of(kind: &'static Entity, says: [&'static str; 3], order: [usize; 4], number: usize) -> Self {
-        // Each has an owner of its own, whom nobody deletes.
+        // Each object has its own owner, which is never deleted.
         let owner = format!("user_of_{}_{number}", kind.kind);
         let event = |(place, event_type): (usize, &'static str)| {
             let body = sample::body(event_type, &owner, chrono::Utc::now()).expect("a sample");
@@ -384,7 +384,7 @@ impl Life {
         self.says[place] == self.kind.deletion()
     }
 
-    /// What a model says to the delivery with this number.
+    /// The outcome that a model expects for the delivery with this number.
     fn outcome(&self, delivery: usize) -> Outcome {
         let (before, this) = (&self.order[..delivery], self.order[delivery]);
         if before.contains(&this) {
@@ -398,14 +398,14 @@ impl Life {
         }
     }
 
-    /// What its row says in the end; `None` if it has none.
+    /// The text of the row at the end; `None` if there is no row.
     fn end(&self) -> Option<&'static str> {
         let is_deleted = (0..3).any(|place| self.is_deletion(place));
         (!is_deleted).then(|| self.says[2])
     }
 }
 
-/// A text of a kind that says which event was the last.
+/// A text field of this kind that shows which event was applied last.
 fn telling(kind: &'static Entity) -> Field {
     let is_plain = |field: &Field| {
         field.holds == Holds::Text

@@ -1,4 +1,4 @@
-//! What an application builds around our tables: data that points to users, and rules of its own.
+//! What an application adds around our tables: data that references users, and its own constraints.
 
 use clerk_sync::{
     model::{DeletionPolicy, Outcome},
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use crate::world::{Event, Keeper, World};
 
-/// Of a foreign key that is checked by the commit. MariaDB and MySQL check every key at once.
+/// The clause for a foreign key that is checked at commit. MariaDB and MySQL check every key at once.
 pub(crate) const DEFERRED: &str = "DEFERRABLE INITIALLY DEFERRED";
 
-/// A table with a column that points to a table of ours, with this clause on the foreign key.
+/// Create a table with a column that references one of our tables, with this clause on the foreign key.
 pub(crate) async fn pointing(world: &World, table: &str, column: &str, ours: &str, clause: &str) {
     let clause = match world.keeper {
         Keeper::Mariadb | Keeper::Mysql if clause == DEFERRED => "",
@@ -28,19 +28,19 @@ pub(crate) async fn pointing(world: &World, table: &str, column: &str, ours: &st
         .await;
 }
 
-/// Orders that point to users, with this clause on the foreign key. With MongoDB they are a table of the mirror alone, and hold
-/// nobody.
+/// Create orders that reference users, with this clause on the foreign key. With MongoDB the table exists only in the mirror and
+/// prevents no deletion.
 pub(crate) async fn orders(world: &World, clause: &str) {
     pointing(world, "orders", "clerk_id", "users", clause).await;
 }
 
-/// An order of this user.
+/// Insert an order of this user.
 pub(crate) async fn order(world: &World, number: u32, id: &str) {
     world.sql(&format!("INSERT INTO orders (id, clerk_id) VALUES ({number}, '{id}')")).await;
 }
 
-/// Deliver the deletions of users of whom some have an order, which keeps their rows. On MongoDB, where nothing does, these are
-/// anonymised because the policy says so.
+/// Deliver the deletions of users, some of whom have an order that keeps their rows. On MongoDB nothing keeps a row, so the
+/// users with orders are anonymised by policy instead.
 pub(crate) async fn erase(world: &World, with_order: &[Event], others: &[Event]) {
     if world.refuses_deletions() {
         world.deliver_all(&[with_order, others].concat()).await;
@@ -55,8 +55,8 @@ pub(crate) async fn erase(world: &World, with_order: &[Event], others: &[Event])
     world.deliver_all(others).await;
 }
 
-/// See to it that these users cannot be erased: a deletion is what the policy says, and an order refuses it. On MongoDB, where
-/// nothing can, they are to be anonymised, and a validator refuses that.
+/// Prevent the erasure of these users: the policy is deletion, and an order refuses it. On MongoDB nothing can refuse a deletion,
+/// so the policy is anonymisation, and a validator refuses that.
 pub(crate) async fn resist(world: &mut World, ids: &[&str]) {
     if world.refuses_deletions() {
         world.rules.deletion = DeletionPolicy::Delete;
@@ -72,7 +72,7 @@ pub(crate) async fn resist(world: &mut World, ids: &[&str]) {
     validate(world, doc! { "$or": [anybody_else, not_anonymised] }).await;
 }
 
-/// Let them go.
+/// Remove what prevents the erasure.
 pub(crate) async fn resist_no_longer(world: &World) {
     if world.refuses_deletions() {
         world.sql("DELETE FROM orders").await;
@@ -81,12 +81,12 @@ pub(crate) async fn resist_no_longer(world: &World) {
     }
 }
 
-/// MongoDB: what the documents of users must be.
+/// MongoDB: set the validator of the users' documents.
 async fn validate(world: &World, validator: Document) {
     world.mirror().validate("users", validator).await;
 }
 
-/// Refuse every user of this first name.
+/// Refuse every user with this first name.
 pub(crate) async fn refuse_name(world: &World, name: &str) {
     if world.keeper == Keeper::Mongodb {
         return validate(world, doc! { "profile.firstName": { "$ne": name } }).await;
@@ -127,7 +127,7 @@ pub(crate) async fn refuse_nameless(world: &World) {
         .await;
 }
 
-/// Think better of it.
+/// Remove the constraint of `refuse_nameless`.
 pub(crate) async fn allow_nameless(world: &World) {
     if world.keeper == Keeper::Mongodb {
         return validate(world, doc! {}).await;
@@ -136,7 +136,7 @@ pub(crate) async fn allow_nameless(world: &World) {
     world.sql_of(unchecked, "DROP TRIGGER needs_username", unchecked).await;
 }
 
-/// Think better of it.
+/// Remove the constraint of `refuse_name`.
 pub(crate) async fn allow_names(world: &World) {
     if world.keeper == Keeper::Mongodb {
         return validate(world, doc! {}).await;

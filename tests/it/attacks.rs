@@ -1,4 +1,4 @@
-//! Senders who mean harm, or behave as if they did.
+//! Senders that are malicious, or behave as if they were.
 
 use std::{
     collections::HashSet,
@@ -36,7 +36,7 @@ fn random(below: usize) -> usize {
     rand::random_range(0..below)
 }
 
-/// One of these bytes, changed into another of the same kind.
+/// The text with one letter or digit changed.
 fn spoil(text: &str) -> String {
     let mut bytes = text.as_bytes().to_vec();
     let places: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_alphanumeric()).collect();
@@ -66,7 +66,7 @@ fn forgery(kind: usize) -> Vec<u8> {
         8 => signed(&created().signature()) + body,
         9 => signed("v1,") + body,
         10 => signed(&"v1,AAAA ".repeat(500)) + body,
-        // The genuine one behind more than anybody sends.
+        // The genuine signature after more entries than any sender includes.
         11 => signed(&format!("{}{signature}", "v1,AAAA ".repeat(200))) + body,
         12 => {
             let rebuilt = body.replacen(':', ": ", 1);
@@ -75,7 +75,7 @@ fn forgery(kind: usize) -> Vec<u8> {
                 &format!("content-length: {}", rebuilt.len()),
             ) + &rebuilt
         }
-        // What was signed moved across the dots.
+        // Move the boundary between the signed parts.
         13 => {
             let id = format!("{}.{}", genuine.id, genuine.timestamp);
             head.replace(&genuine.id, &id) + body
@@ -145,7 +145,7 @@ enum Slowness {
 impl Slowness {
     const ALL: [Self; 3] = [Self::Silent, Self::TrickledHead, Self::TrickledBody];
 
-    /// Whether the connection is closed in time.
+    /// Whether the server closes the connection in time.
     fn is_closed_within(self, service: &Service, patience: Duration) -> bool {
         let Ok(mut client) = Client::connect(service.public) else { return false };
         let until = Instant::now() + patience;
@@ -243,7 +243,7 @@ fn a_body_without_length_counts_as_none() {
     client.send(bytes.as_bytes()).expect("sent");
     let answer = client.answer().expect("an answer");
     assert_eq!((answer.status, answer.word().as_str()), (400, "invalid_signature"));
-    // What follows is no request.
+    // The bytes that follow are not read as another request.
     assert!(client.is_closed_within(Duration::from_secs(9)));
     assert_eq!(host.count("users"), 0);
 }
@@ -342,7 +342,7 @@ fn unproven_bodies_share_a_budget_of_memory() {
     let service = host.serve();
     let bytes = Post::new("x".repeat(1_000_000)).bytes();
     let overloaded = AtomicUsize::new(0);
-    // Each sends all of its body but the last byte.
+    // Each connection sends all of its body except the last byte.
     thread::scope(|scope| {
         for _ in 0..24 {
             scope.spawn(|| {
@@ -364,14 +364,14 @@ fn unproven_bodies_share_a_budget_of_memory() {
     assert_eq!(service.post(&created()).word(), "applied");
 }
 
-/// A user whose metadata make the event so large.
+/// A user with metadata of this size.
 fn large(bytes: usize, more_headers: &str) -> Post {
     let mut event = user("user.created", &unique("user_"), milliseconds(), "Ada");
     event["data"]["public_metadata"] = json!({ "filler": "x".repeat(bytes) });
     Post { more_headers: more_headers.to_owned(), ..post(&event) }
 }
 
-/// Send genuine events while 24 strangers send large bodies and withhold the last byte.
+/// Send genuine events while 24 attackers send large bodies and withhold the last byte.
 fn genuine_events_among_strangers(service: &Service, head: &(dyn Fn() -> Post + Sync), more_headers: &str) {
     let _alone = alone();
     let done = AtomicBool::new(false);
@@ -390,10 +390,10 @@ fn genuine_events_among_strangers(service: &Service, head: &(dyn Fn() -> Post + 
                 }
             });
         }
-        thread::sleep(Duration::from_secs(1)); // they take all that they get
+        thread::sleep(Duration::from_secs(1)); // until they hold the whole budget
         for size in [0, 20_000, 50_000, 300_000].repeat(4) {
             let event = large(size, more_headers);
-            // As a network brings it: in parts.
+            // In parts, as a network would deliver them.
             let bytes = event.bytes();
             let mut client = service.client();
             for part in bytes.chunks(100_000) {
@@ -478,7 +478,7 @@ fn senders_that_hang_up_lose_nothing_and_leave_nothing_behind() {
     });
     assert!(host.count(&sessions) <= 8);
 
-    // As Svix would: everything that was not acknowledged comes again.
+    // Unacknowledged deliveries are sent again, as Svix would.
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..64 {
@@ -503,9 +503,9 @@ fn a_sender_that_floods_heads_stays_alone() {
     flood.stream().set_write_timeout(Some(Duration::from_secs(1))).expect("a timeout");
     let flooding = vec![b'x'; 64 * 1024];
     let started = Instant::now();
-    // A head without end: what is thrown away is thrown away for a while only.
+    // An endless head: the server discards input only for a limited time.
     while flood.stream().write_all(&flooding).is_ok() {
-        assert!(started.elapsed() < Duration::from_secs(10), "it takes everything");
+        assert!(started.elapsed() < Duration::from_secs(10), "the server reads endlessly");
     }
     assert_eq!(service.post(&created()).word(), "applied");
 }

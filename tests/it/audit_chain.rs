@@ -1,6 +1,6 @@
-//! The audit trail under seals: what was written stays, and who changes it is found.
+//! The sealed audit trail: lines stay as they were written, and changes to them are detected.
 //!
-//! Whoever attacks here is the database's own administrator, for whom no trigger stands in the way.
+//! The attacker in these tests is the administrator of the database, whom no trigger can stop.
 
 use std::{
     sync::{
@@ -51,7 +51,7 @@ promises! {
 const LIMIT: u32 = 5000;
 
 async fn seal(world: &World) -> Sealed {
-    chain::seal(&*world.store, LIMIT, world.now).await.unwrap().expect("nobody else seals")
+    chain::seal(&*world.store, LIMIT, world.now).await.unwrap().expect("no other process seals")
 }
 
 async fn seal_all(world: &World) {
@@ -66,12 +66,12 @@ async fn verify_with(world: &World, kept: &[Mark]) -> Verification {
     chain::verify(&*world.store, kept, |_| {}).await.unwrap()
 }
 
-/// What is wrong, in sentences.
+/// The faults as text.
 async fn faults(world: &World) -> Vec<String> {
     verify(world).await.faults.iter().map(ToString::to_string).collect()
 }
 
-/// Lines with these ids.
+/// Insert lines with these ids.
 async fn write(world: &World, ids: impl IntoIterator<Item = i64>) {
     let rows: Vec<String> = ids
         .into_iter()
@@ -93,7 +93,7 @@ async fn write(world: &World, ids: impl IntoIterator<Item = i64>) {
                  SELECT setval(pg_get_serial_sequence('audit_log', 'id'), greatest(max(id), 1)) FROM audit_log"
             ),
             &format!("INSERT INTO audit_log ({columns}) VALUES {rows}"),
-            // Else a 0 stands for the next number.
+            // Without this mode, id 0 would be replaced by the next number.
             &format!(
                 "SET SESSION sql_mode = @@sql_mode || ',NO_AUTO_VALUE_ON_ZERO'; INSERT INTO audit_log ({columns}) VALUES {rows};
                  SET SESSION sql_mode = replace(@@sql_mode, ',NO_AUTO_VALUE_ON_ZERO', '')"
@@ -102,7 +102,7 @@ async fn write(world: &World, ids: impl IntoIterator<Item = i64>) {
         .await;
 }
 
-/// From now on nothing stands in the way.
+/// Disable the triggers.
 async fn become_administrator(world: &World) {
     let without_triggers = "DROP TRIGGER audit_log_no_update; DROP TRIGGER audit_log_no_delete;
                             DROP TRIGGER audit_seals_no_update; DROP TRIGGER audit_seals_no_delete";
@@ -115,7 +115,7 @@ async fn become_administrator(world: &World) {
         .await;
 }
 
-/// Ten lines under two seals, with ids that nobody has: 1-4, 7-8 | 9, 11-13.
+/// Insert ten lines under two seals, with gaps between the ids: 1-4, 7-8 | 9, 11-13.
 async fn ten_lines(world: &World) -> Vec<Mark> {
     become_administrator(world).await;
     let mut marks = Vec::new();
@@ -146,7 +146,7 @@ async fn restore(world: &World) {
     }
 }
 
-/// Each of these attacks is found, and told in these words.
+/// Assert that each of these attacks is detected and reported with these messages.
 async fn are_found(world: &World, attacks: &[(&str, &[&str])]) {
     for (attack, expected) in attacks {
         world.sql(attack).await;
@@ -187,12 +187,12 @@ async fn every_line_is_sealed_once_in_portions(world: World) {
     let marks: Vec<Mark> = marks.iter().map(|mark| mark.parse().unwrap()).collect();
     assert_eq!(report.newest.as_ref(), marks.last());
     assert!(verify_with(&world, &marks).await.is_whole());
-    // What the service itself writes is sealed like any other line.
+    // Lines that the service writes are sealed like any other line.
     world.deliver_all(&["user_a", "user_b"].map(Event::created)).await;
     assert_eq!(verify(&world).await.unsealed.lines, 2);
     let before = world.dump().await;
     assert!(verify(&world).await.is_whole());
-    assert_eq!(world.dump().await, before, "looking changes nothing");
+    assert_eq!(world.dump().await, before, "verifying changes nothing");
 }
 
 async fn a_line_that_was_changed_is_found(world: World) {
@@ -208,7 +208,7 @@ async fn a_line_that_was_changed_is_found(world: World) {
             ("UPDATE audit_log SET svix_id = NULL WHERE id = 3", changed),
             ("UPDATE audit_log SET svix_id = '' WHERE id = 3", changed),
             ("UPDATE audit_log SET source = 'cli' WHERE id = 3", changed),
-            // What one value loses the next one gets.
+            // Characters move from one value to the next one.
             ("UPDATE audit_log SET clerk_id = 'user_3m', svix_id = 'sg_3' WHERE id = 3", changed),
             (
                 "UPDATE audit_log SET source = 'cli' WHERE id > 8",
@@ -230,7 +230,7 @@ async fn a_line_that_was_changed_is_found(world: World) {
             ("UPDATE audit_log SET changed_fields = '[\"email\"]' WHERE id = 8", changed),
             ("UPDATE audit_log SET changed_fields = '[\"email\", \"username\"]' WHERE id = 8", changed),
             ("UPDATE audit_log SET changed_fields = 'nothing' WHERE id = 8", changed),
-            // The same bytes, which no question for the user would find any more.
+            // The same bytes as a BLOB, which a query for the user would no longer find.
             ("UPDATE audit_log SET clerk_id = CAST(clerk_id AS BLOB) WHERE id = 8", changed),
             ("UPDATE audit_log SET at = replace(at, 'T', ' ') WHERE id = 1", changed),
             ("UPDATE audit_log SET at = 'yesterday' WHERE id = 1", changed),
@@ -249,7 +249,7 @@ async fn a_line_that_was_changed_is_found(world: World) {
             ("UPDATE audit_log SET clerk_id = clerk_id || ' ' WHERE id = 8", changed),
             ("UPDATE audit_log SET clerk_id = upper(clerk_id) WHERE id = 8", changed),
             ("UPDATE audit_log SET at = at + INTERVAL 1000 MICROSECOND WHERE id = 1", changed),
-            // A date that no calendar has.
+            // A date that does not exist.
             ("UPDATE audit_log SET at = '0000-00-00' WHERE id = 1", changed),
         ],
     };
@@ -288,12 +288,12 @@ async fn a_line_that_was_slipped_in_is_found(world: World) {
         (10, "slipped in later: line 10, among those of seal 2"),
     ] {
         write(&world, [id]).await;
-        // Nobody takes it for one that came late.
+        // The line is not mistaken for a late one and sealed.
         seal(&world).await;
         assert_eq!(faults(&world).await, [expected]);
         restore(&world).await;
     }
-    // Another one in the place of one that is gone.
+    // A line is replaced by another one.
     world.sql("DELETE FROM audit_log WHERE id = 7").await;
     write(&world, [6]).await;
     assert_eq!(
@@ -301,7 +301,7 @@ async fn a_line_that_was_slipped_in_is_found(world: World) {
         ["missing: line 7, under seal 1", "slipped in later: line 6, among those of seal 1"]
     );
     restore(&world).await;
-    // At the end it is a line like any other, for whoever may write there may write there.
+    // A line at the end is a normal new line: a writer may append there.
     write(&world, [14]).await;
     assert_eq!(verify(&world).await.unsealed.lines, 1);
 }
@@ -342,7 +342,7 @@ async fn lines_in_another_order_are_found(world: World) {
     }
 }
 
-/// An identity column can only be written once it is none.
+/// An identity column can only be changed after its identity is dropped.
 fn generated_always(world: &World, attack: &str) -> String {
     match world.keeper {
         Keeper::Postgres => {
@@ -380,14 +380,17 @@ async fn a_seal_that_was_changed_removed_or_replaced_is_found(world: World) {
         ],
     )
     .await;
-    // A line that is gone, and the seals made anew from there on: they fit, but not what was before.
+    // A line is deleted and all seals are created again: the chain is consistent, but it differs from the kept seal.
     world.sql("DELETE FROM audit_seals; DELETE FROM audit_log WHERE id = 3").await;
     seal_all(&world).await;
-    assert!(verify(&world).await.is_whole(), "who can write everything anew is found only by what was kept");
+    assert!(
+        verify(&world).await.is_whole(),
+        "only a kept seal detects a chain that was rewritten completely"
+    );
     let mark = world.value("SELECT number || ':' || hash AS mark FROM kept_seals WHERE number = 1").await;
     let report = verify_with(&world, &[mark.parse().unwrap()]).await;
     assert_eq!((report.found, report.faults[0].kind), (1, "seal_not_as_kept"), "{report:?}");
-    // Its beginning in place of what is here.
+    // A seal of the old chain replaces one of the new chain.
     world.sql("DELETE FROM audit_seals WHERE number = 1; INSERT INTO audit_seals SELECT * FROM kept_seals WHERE number = 2").await;
     assert!(!verify(&world).await.is_whole());
 }
@@ -395,14 +398,14 @@ async fn a_seal_that_was_changed_removed_or_replaced_is_found(world: World) {
 async fn an_end_that_was_cut_off_is_found_by_a_seal_that_was_kept(world: World) {
     let marks = ten_lines(&world).await;
     world.sql("DELETE FROM audit_log WHERE id > 8; DELETE FROM audit_seals WHERE number = 2").await;
-    assert!(verify(&world).await.is_whole(), "what is left fits");
+    assert!(verify(&world).await.is_whole(), "the rest of the chain is consistent");
     assert!(verify_with(&world, &marks[..1]).await.is_whole());
     let report = verify_with(&world, &marks).await;
     assert_eq!(
         report.faults[0].to_string(),
         "seal 2 was kept elsewhere and is not here: the newest seals were cut off"
     );
-    // Nor does it help to go on.
+    // Adding new lines and seals does not hide it.
     write(&world, [9]).await;
     seal(&world).await;
     let report = verify_with(&world, &marks).await;
@@ -428,24 +431,24 @@ async fn an_erasure_leaves_the_chain_whole(world: World) {
     assert_eq!((report.is_whole(), report.lines, report.unsealed.lines), (true, 5, 0));
 }
 
-/// Ids are given before the commit, and so a line can be there before one with a lower id.
+/// Ids are assigned before the commit, so a line can become visible before a line with a lower id.
 async fn a_line_that_appears_before_others_is_sealed_after_all(world: World) {
     let alone = world.keeper == Keeper::Sqlite;
     append(&*world.store, 1, true).await;
     let mut late = world.store.begin(Patience::Normal).await.unwrap();
     late.audit(&[entry()]).await.unwrap();
     if alone {
-        // Whoever writes keeps others from writing, so that nobody can overtake.
+        // SQLite has one writer at a time, so no transaction can overtake.
         late.commit().await.unwrap();
     } else {
         append(&*world.store, 2, true).await;
         let before = Instant::now();
         let sealed = seal(&world).await;
-        assert_eq!(sealed.newest.unwrap().last_id, 1, "what is behind the open place is not sealed");
+        assert_eq!(sealed.newest.unwrap().last_id, 1, "lines after the open id are not sealed");
         assert!(before.elapsed() < Duration::from_secs(5));
         let report = verify(&world).await;
         assert_eq!((report.is_whole(), report.lines, report.unsealed.lines), (true, 1, 2));
-        // Nobody is held up meanwhile, in either direction.
+        // Neither the writers nor the sealer wait for each other.
         append(&*world.store, 1, true).await;
         late.commit().await.unwrap();
     }
@@ -495,7 +498,7 @@ async fn writers_that_overtake_each_other_leave_a_whole_chain(world: World) {
             }
         });
     }
-    // In the middle of it everything fits as well.
+    // The chain is consistent at any time during the writes.
     while !writers.is_empty() {
         let report = verify(&world).await;
         assert!(report.is_whole(), "{report:?}");
@@ -530,13 +533,13 @@ async fn leaders_that_do_not_know_of_each_other_make_one_chain(world: World) {
     let report = verify(&world).await;
     assert_eq!((report.is_whole(), report.lines, report.unsealed.lines), (true, 950, 0), "{report:?}");
     assert_eq!(world.value("SELECT sum(\"lines\") AS n FROM audit_seals").await, "950");
-    // One who read before another wrote.
+    // A leader that read before another one wrote.
     write(&world, 951..=953).await;
     let late = world.store.to_seal(LIMIT).await.unwrap();
     seal(&world).await;
     let seals =
         clerk_sync::model::Seal::chain(late.newest.as_ref(), &late.lines, world.now + TimeDelta::days(1));
-    assert!(!world.store.add_seals(&seals).await.unwrap(), "the number is taken");
+    assert!(!world.store.add_seals(&seals).await.unwrap(), "another leader has used the number");
     assert!(verify(&world).await.is_whole());
 }
 
@@ -553,15 +556,15 @@ async fn the_loop_seals_by_itself_and_tells_when_the_end_is_gone(world: World) {
     let sealed = async |lines: u64| {
         let deadline = Instant::now() + Duration::from_secs(20);
         while verify(&world).await.lines < lines {
-            assert!(Instant::now() < deadline, "never sealed");
+            assert!(Instant::now() < deadline, "the lines were never sealed");
             for bell in &bells {
                 bell.notify_one();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    assert_eq!(world.count("leases").await, 0, "where there is nothing to seal nothing is written");
-    // An old trail, in portions.
+    assert_eq!(world.count("leases").await, 0, "without lines to seal, nothing is written");
+    // An old trail, sealed in portions.
     write(&world, 1..=12_345).await;
     sealed(12_345).await;
     assert_eq!(world.value("SELECT count(*) AS n FROM leases WHERE name = 'audit_seals'").await, "1");
@@ -571,8 +574,8 @@ async fn the_loop_seals_by_itself_and_tells_when_the_end_is_gone(world: World) {
     loops.join_all().await;
     assert!(ending.elapsed() < Duration::from_secs(5));
     let report = verify(&world).await;
-    assert_eq!((report.is_whole(), report.lines), (true, 12_347), "the last ones at the end");
-    assert_eq!(world.count("leases").await, 0, "given back");
+    assert_eq!((report.is_whole(), report.lines), (true, 12_347), "the last lines are sealed at shutdown");
+    assert_eq!(world.count("leases").await, 0, "the lease is released");
 }
 
 async fn seals_only_come_to_the_others(world: World) {
@@ -616,7 +619,7 @@ async fn append(store: &dyn Store, lines: usize, commit: bool) {
 }
 
 mod program {
-    //! The same, as users meet it.
+    //! The same through the program.
 
     use std::ops::RangeInclusive;
 
@@ -631,7 +634,8 @@ mod program {
         a_database_that_is_away_is_no_proof,
     );
 
-    /// All at once: a line that the service writes gets a lower id than these, and must not come when they are sealed.
+    /// Insert all lines at once. A line that the service writes gets a lower id, so the service must not write during
+    /// their sealing.
     fn lines(host: &Host, ids: RangeInclusive<u64>) {
         let (overriding, fields) = match host.keeper {
             Keeper::Postgres => ("OVERRIDING SYSTEM VALUE ", "{}"),
@@ -661,7 +665,7 @@ mod program {
         let service = host.serve();
         service.post(&post(&user("user.created", "user_1", milliseconds(), "Ada")));
         service.stop();
-        assert_eq!(sealed(host), 1, "what is left at the end");
+        assert_eq!(sealed(host), 1, "the remaining line is sealed at shutdown");
         let service = host.serve();
         service.post(&post(&user("user.created", "user_2", milliseconds(), "Eve")));
         service.post(&post(&deletion("user_1", milliseconds())));
@@ -679,7 +683,11 @@ mod program {
         assert!(text.contains(&kept), "{text}");
         assert_eq!(verify(host, &["--seal", &kept]).0, Some(0));
         assert_eq!(host.run(&["audit", "verify", "--seal", "12"]).code, Some(2));
-        assert_eq!(host.run(&["audit", "user_1"]).succeeded().lines().count(), 2, "as ever");
+        assert_eq!(
+            host.run(&["audit", "user_1"]).succeeded().lines().count(),
+            2,
+            "the user's lines are listed as before"
+        );
         assert_eq!(host.run(&["audit"]).code, Some(2));
         eventually("counted", || service.metric("clerk_sync_audit_unsealed_lines") == Some(0.0));
         service.stop();
@@ -700,7 +708,7 @@ mod program {
             (code, &report["whole"], &report["faults"][0]["kind"]),
             (Some(1), &false.into(), &"line_changed".into())
         );
-        // Cut off to the beginning, it fits again, but for whoever kept the end.
+        // With all seals deleted the trail is consistent again, except for an operator that has kept a seal.
         match host.keeper {
             Keeper::Postgres => host.sql("SET session_replication_role = replica; DELETE FROM audit_seals"),
             _ => host.sql("DROP TRIGGER audit_seals_no_delete; DELETE FROM audit_seals"),
@@ -729,13 +737,13 @@ mod program {
         lines(host, 1..=100);
         let worker = host.work();
         eventually("sealed", || sealed(host) == 100);
-        eventually("told", || worker.log().contains("the audit trail is sealed"));
+        eventually("the report", || worker.log().contains("the audit trail is sealed"));
         worker.stop();
     }
 
     fn a_database_that_is_away_is_no_proof(host: &mut Host) {
         if host.keeper == Keeper::Sqlite {
-            // There is no server that could be away.
+            // SQLite has no server that could be unreachable.
             return;
         }
         host.run(&["migrate"]).succeeded();

@@ -1,8 +1,8 @@
-//! A TCP proxy in front of a MongoDB that knows where messages begin, for trouble at any one of them.
+//! A TCP proxy in front of MongoDB that parses message boundaries, to inject a fault at any command.
 //!
-//! Each message begins with its length; the first field of its document is the name of the command:
-//! <https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/>. What a driver asks on its own account counts for
-//! nothing.
+//! Each message begins with its length. The first field of its document is the name of the command:
+//! <https://www.mongodb.com/docs/manual/reference/mongodb-wire-protocol/>. Commands that the driver sends by itself are
+//! not counted.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -14,35 +14,35 @@ use std::{
     thread,
 };
 
-/// What becomes of a command.
+/// What happens to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// It arrives, and so does its answer.
+    /// The command and its answer both arrive.
     Passes,
-    /// The connection ends before it.
+    /// The connection ends before the command arrives.
     Refused,
-    /// It arrives, and the connection ends before the answer.
+    /// The command arrives, and the connection ends before the answer.
     Lost,
-    /// As if nothing were; but somebody hears of it when the answer is there.
+    /// The command and its answer both arrive, and the judge is notified of the answer.
     Told,
 }
 
-/// Says what becomes of a command.
+/// Decides what happens to each command.
 pub(crate) trait Judge: Send + Sync {
-    /// What becomes of the next one.
+    /// What happens to the next command.
     fn next(&self) -> Fate;
-    /// The answer to one that is [`Fate::Told`] is there.
+    /// Called when the answer to a [`Fate::Told`] command arrives.
     fn answered(&self);
 }
 
-/// What a driver asks by itself.
+/// Commands that a driver sends by itself.
 const OF_THE_DRIVER: [&str; 8] =
     ["hello", "isMaster", "ismaster", "ping", "endSessions", "saslStart", "saslContinue", "buildInfo"];
 
-/// `OP_MSG`.
+/// The opcode of `OP_MSG`.
 const MESSAGE: i32 = 2013;
 
-/// It ends with the test.
+/// The proxy; it ends with the test.
 pub(crate) struct Cable {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -54,12 +54,12 @@ struct State {
     ended: AtomicBool,
 }
 
-/// What both directions of a connection know.
+/// State that both directions of a connection share.
 #[derive(Default)]
 struct Expected {
     /// The next answer does not arrive.
     is_lost: AtomicBool,
-    /// Somebody hears of the next answer.
+    /// The judge is notified of the next answer.
     is_told: AtomicBool,
 }
 
@@ -138,7 +138,7 @@ fn end(client: &TcpStream, server: &TcpStream) {
     _ = server.shutdown(Shutdown::Both);
 }
 
-/// One message, whole.
+/// Read one whole message.
 fn read(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -149,10 +149,10 @@ fn read(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// Whether a message is a command that the program gave.
+/// Whether a message is a command that the program sent.
 fn is_a_command(message: &[u8]) -> bool {
     let code = message.get(12..16).map(|code| i32::from_le_bytes(code.try_into().expect("four bytes")));
-    // Flags, the kind of the section, the length of its document, and the type of the first field stand before the name.
+    // The flags, the kind of the section, the length of its document and the type of the first field precede the name.
     let name = message.get(26..).unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
     code == Some(MESSAGE) && !OF_THE_DRIVER.iter().any(|known| known.as_bytes() == name)
 }

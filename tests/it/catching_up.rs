@@ -1,4 +1,4 @@
-//! Backfill and reconcile, by the real program against a fake of Clerk's Backend API that misbehaves as Clerk might.
+//! Backfill and reconcile with the real program, against a fake of Clerk's Backend API that misbehaves as Clerk might.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,7 +63,7 @@ pub(crate) struct Clerk {
 }
 
 impl Clerk {
-    /// With so many users, and known to the host.
+    /// Start a fake with this many users, and point the host at it.
     pub(crate) fn of(host: &mut Host, users: usize) -> Self {
         Self::start(host, Options { users, ..Options::default() })
     }
@@ -87,10 +87,10 @@ impl Clerk {
     }
 }
 
-/// An instance of Clerk with exactly these users: when they signed up, and who they are. It takes `created_at_after` to
-/// include the millisecond, and puts no more than `most` users on a page.
+/// A Clerk instance with exactly these users, given as sign-up time and id. Its `created_at_after` includes the given
+/// millisecond, and a page holds at most `most` users.
 fn listing(users: &[(i64, String)], most: usize) -> Script {
-    // Small numbers would be seconds.
+    // Clerk-sync would read small numbers as seconds.
     let moment = |at: i64| if at < 100_000_000_000 { at + 1_700_000_000_000 } else { at };
     let mut users: Vec<_> = users.iter().map(|(at, id)| (moment(*at), id.clone())).collect();
     users.sort();
@@ -138,7 +138,7 @@ fn reconcile(host: &Host, more: &[&str]) -> (Finished, Value) {
     (finished, report)
 }
 
-/// Ids of the users who are here.
+/// Ids of the live users in the database.
 fn here(host: &Host) -> BTreeSet<String> {
     host.sql("SELECT clerk_id FROM users WHERE deleted_at IS NULL").into_iter().flatten().collect()
 }
@@ -148,7 +148,7 @@ fn first_names(host: &Host) -> BTreeMap<String, String> {
     rows.into_iter().map(|row| (row[0].clone(), row[1].clone())).collect()
 }
 
-/// What the fake says of their names, as it can be stored.
+/// The users' first names at the fake, in the form in which they are stored.
 fn names_at(clerk: &Clerk) -> BTreeMap<String, String> {
     let users = clerk.users();
     let name = |id: &String| {
@@ -179,7 +179,7 @@ fn a_backfill_revives_nobody_and_overwrites_nothing_newer(host: &mut Host) {
     let clerk = Clerk::of(host, 700);
     let service = host.serve();
     let ids = clerk.users().ids();
-    // One is deleted by a webhook that the API does not know of yet, one is newer.
+    // A webhook deletes one user before the API does, and another webhook is newer than the API.
     assert_eq!(service.post(&post(&deletion(&ids[3], milliseconds()))).word(), "applied");
     let newer = user("user.updated", &ids[5], milliseconds(), "Newer");
     assert_eq!(service.post(&post(&newer)).word(), "applied");
@@ -219,17 +219,17 @@ fn nobody_is_skipped_whether_a_time_includes_its_millisecond_or_not(host: &mut H
     }
 }
 
-/// Kill a backfill once that is so. Says whether it had not ended before.
+/// Start a backfill, and kill it when the condition holds. Returns false if the backfill ended before.
 fn is_killed(host: &Host, more: &[&str], once: impl Fn() -> bool) -> bool {
     let mut child = host.command(&[&["backfill"], more].concat()).spawn().unwrap();
-    eventually("some requests", || once() || child.try_wait().unwrap().is_some());
+    eventually("time to kill the backfill", || once() || child.try_wait().unwrap().is_some());
     if child.try_wait().unwrap().is_some() {
         return false;
     }
     child.kill().unwrap();
     child.wait().unwrap();
     host.bury();
-    // As if it had been a while ago: otherwise the next one makes sure for some seconds that nobody is at work.
+    // Age the run: otherwise the next backfill waits some seconds to ensure that no process is working on it.
     let a_while_ago = (Utc::now() - TimeDelta::minutes(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
     host.sql(&format!("UPDATE sync_runs SET updated_at = '{a_while_ago}' WHERE finished_at IS NULL"));
     true
@@ -252,17 +252,17 @@ fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Hos
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(summary["resumed"], true, "{summary}");
     assert_eq!(here(host), clerk.ids());
-    // Whoever was visited again was not counted before, but for some who share their millisecond with the last one.
+    // Pages that are read again are not counted twice, except for users with the same sign-up millisecond as the last one.
     let counted = summary["seen"].as_u64().unwrap();
     let users = load(20_000, 100_000) as u64;
     assert!((users..users + 50).contains(&counted), "{summary}");
-    // Every window ends with a page that is not full, and each kill costs the pages that were on their way.
+    // Every window ends with a partial page, and each kill costs the pages under way.
     let asked = clerk.fake.requests_to("/v1/users");
     assert!(asked <= pages + 3 * 32 + kills * 33, "{asked} requests for {pages} pages and {kills} kills");
 }
 
 fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
-    // It is killed after each page that is taken in, and two pages that are on their way can be taken in in the other order.
+    // Killed after each imported page. Two pages under way may be imported in either order.
     const MOST_KILLS: usize = 30;
     host.set("SYNC_ENTITIES", "user,organization,subscription");
     let clerk = Clerk::start(host, Options { users: 1700, organizations: 1200, ..Options::default() });
@@ -293,7 +293,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
             break;
         }
         kills += 1;
-        // One that has nothing leaves, and those behind it move up.
+        // An organization without a subscription is removed, and those after it move up in the list.
         let leaver = organizations.ids().into_iter().find(|id| {
             let place = owners.iter().position(|path| path.contains(id.as_str()));
             place.is_some_and(|place| place % 7 > 0)
@@ -305,7 +305,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
     assert_eq!(live(host, "subscriptions"), owners.iter().step_by(7).count());
     let asked = clerk.fake.requests();
     let asked = asked.iter().filter(|request| request.path.ends_with("/subscription")).count();
-    // A kill costs the two pages of owners who were being asked, at most.
+    // A kill costs at most the two pages of owners under way.
     assert!(asked <= owners.len() + kills * 1000, "{asked} of {}, {kills} kills", owners.len());
 }
 
@@ -319,9 +319,9 @@ fn kinds_that_were_taken_in_before_a_kill_are_passed_over(host: &mut Host) {
     let (finished, _) = backfill(host, &[]);
     assert_eq!((finished.code, kinds(&finished)), (Some(0), vec!["subscription".to_owned()]), "{finished:?}");
     assert_eq!((live(host, "users"), live(host, "organizations")), (300, 3));
-    // Nothing is left of that run.
+    // The finished run leaves nothing to resume.
     assert_eq!(kinds(&backfill(host, &[]).0), ["organization", "subscription", "user"]);
-    // Nor is anything passed over if somebody wants to begin anew, or other columns.
+    // With `--restart`, or with other columns, no finished kind is skipped.
     let before = asked();
     assert!(is_killed(host, &["--rate", "100"], || asked() > before));
     host.set("SYNC_FIELDS", "email,username");
@@ -333,12 +333,12 @@ fn kinds_that_were_taken_in_before_a_kill_are_passed_over(host: &mut Host) {
 fn a_backfill_that_is_under_way_is_left_alone(host: &mut Host) {
     let clerk = Clerk::of(host, 4000);
     let mut first = host.command(&["backfill", "--rate", "1"]).spawn().unwrap();
-    eventually("a beginning", || clerk.fake.requests_to("/v1/users") >= 2);
+    eventually("the first backfill reads pages", || clerk.fake.requests_to("/v1/users") >= 2);
     let (second, _) = backfill(host, &[]);
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("at work on the same run"), "{second:?}");
-    // Interrupted, the first one says where it is, and another one goes on with it.
-    assert!(first.try_wait().unwrap().is_none(), "it still runs");
+    // After an interrupt, the first backfill reports its progress, and another backfill continues it.
+    assert!(first.try_wait().unwrap().is_none(), "the first backfill still runs");
     signal(&first, Signal::INT);
     let first = first.wait_with_output().unwrap();
     let said = String::from_utf8(first.stderr).unwrap();
@@ -355,23 +355,23 @@ fn reconcile_reports_every_kind_of_drift_and_mends_it(host: &mut Host) {
     assert_eq!(backfill(host, &[]).0.code, Some(0));
     let users = clerk.users();
     let ids = users.ids();
-    // Missing: as if neither the user nor the webhook had ever come.
+    // Missing: neither the user nor the webhook ever arrived.
     host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[0]));
     host.sql(&format!("DELETE FROM entity_versions WHERE clerk_id = '{}'", ids[0]));
     // Missing: the application removed the row.
     host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[1]));
-    // Stale: the webhook was lost. The seventh has a name, which changes.
+    // Stale: the webhook was lost. The seventh user has a name, which changes.
     users.update(&ids[6]).unwrap();
-    // Different although of the same version.
+    // Different, with an equal version.
     host.sql(&format!("UPDATE users SET first_name = 'Tampered' WHERE clerk_id = '{}'", ids[3]));
-    // Here and not at Clerk.
+    // Deleted at Clerk, but not here.
     users.delete(&ids[4]).unwrap();
-    // Erased here and alive at Clerk.
+    // Erased here, but alive at Clerk.
     let service = host.serve();
     assert_eq!(service.post(&post(&deletion(&ids[5], milliseconds()))).word(), "applied");
     service.stop();
 
-    // Clerk's clock tells seconds: what it shows later in the same one is not newer.
+    // Clerk's `Date` header has a resolution of one second: a change that the API shows within the same second is not newer.
     thread::sleep(Duration::from_millis(1100));
     let before = host.sql("SELECT * FROM users ORDER BY clerk_id");
     let (finished, report) = reconcile(host, &["--dry-run"]);
@@ -424,7 +424,7 @@ fn whom_the_application_marked_or_inserted_is_erased_too_once_clerk_does_not_kno
     assert_eq!((finished.code, &report["not_at_clerk"]["users"]), (Some(1), &2.into()), "{report}");
     let (finished, report) = reconcile(host, &[]);
     assert_eq!((finished.code, &report["deleted"]), (Some(0), &2.into()), "{report}");
-    // Who is there stays as the application has marked them.
+    // A user that Clerk still has keeps the mark that the application set.
     assert_eq!(host.sql("SELECT clerk_id FROM users WHERE deleted_at IS NOT NULL"), [[ids[1].clone()]]);
     assert_eq!(host.count("users"), 19);
     assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
@@ -434,7 +434,7 @@ fn a_time_that_moved_alone_at_clerk_is_no_drift(host: &mut Host) {
     host.set("SYNC_FIELDS", "email,first_name,locked,last_active_at");
     let clerk = Clerk::of(host, 0);
     let began = milliseconds() - 10_000_000;
-    // By how much each of the three has moved: `updated_at`, `last_active_at`, and whether it is locked.
+    // How far `updated_at` and `last_active_at` have moved, and whether the user is locked.
     let moved = Arc::new(Mutex::new([(0, 0, false); 6]));
     let shown = Arc::clone(&moved);
     clerk.fake.behave(behaving(Script::new(move |path, _| {
@@ -460,7 +460,7 @@ fn a_time_that_moved_alone_at_clerk_is_no_drift(host: &mut Host) {
     signed_in(0, 5000);
     moved.lock().unwrap()[1] = (5000, 0, false);
     moved.lock().unwrap()[2] = (0, 5000, false);
-    // Clerk's clock tells seconds: what it shows later in the same one is not newer.
+    // Clerk's `Date` header has a resolution of one second: a change that the API shows within the same second is not newer.
     thread::sleep(Duration::from_millis(1100));
     for arguments in [&["--dry-run"][..], &[]] {
         let (finished, report) = reconcile(host, arguments);
@@ -470,11 +470,11 @@ fn a_time_that_moved_alone_at_clerk_is_no_drift(host: &mut Host) {
             assert_eq!(report[kind]["users"], 0, "{report}");
         }
     }
-    // They were written, though, and nobody hears of that.
+    // The times were written nevertheless, without an audit line.
     let (_, report) = reconcile(host, &["--dry-run"]);
     assert_eq!(report["touched"], 0, "{report}");
     assert_eq!(host.count("audit_log"), lines);
-    // What is synced and differs is drift as ever, whatever moves with it.
+    // A difference in a synced field is drift, even if times move with it.
     moved.lock().unwrap()[3] = (0, 0, true);
     moved.lock().unwrap()[4] = (7000, 7000, true);
     thread::sleep(Duration::from_millis(1100));
@@ -494,7 +494,7 @@ fn a_time_that_moved_alone_at_clerk_is_no_drift(host: &mut Host) {
 fn a_dry_run_makes_no_database(host: &mut Host) {
     let _clerk = Clerk::of(host, 10);
     let (finished, _) = reconcile(host, &["--dry-run"]);
-    // Not what an alarm on drift listens for.
+    // The exit code differs from that of drift, so that an alert on drift does not fire.
     assert_eq!(finished.code, Some(78), "{finished:?}");
     assert!(finished.stderr.contains("`clerk-sync migrate`"), "{finished:?}");
     assert!(host.keeper != Keeper::Sqlite || !std::path::Path::new(&host.path("users.db")).exists());
@@ -505,7 +505,7 @@ fn a_dry_run_makes_no_database(host: &mut Host) {
 fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     let clerk = Clerk::of(host, 1500);
     assert_eq!(backfill(host, &[]).0.code, Some(0));
-    // It contradicts itself: nothing overrides that.
+    // The count contradicts the list, which no option overrides.
     clerk.fake.behave(Behaviour { only: Some(0.5), ..Behaviour::default() });
     let (finished, _) = reconcile(host, &["--allow-mass-delete"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -517,7 +517,7 @@ fn a_clerk_that_shows_half_of_its_users_deletes_nobody(host: &mut Host) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
     assert!(report["withheld"].as_u64().unwrap() > 500, "{report}");
-    // Not even if many may go: Clerk knows each of them when asked.
+    // Not even with the option: Clerk knows each of these users when asked.
     let (finished, report) = reconcile(host, &["--allow-mass-delete"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!(report["deleted"], 0, "{report}");
@@ -552,7 +552,7 @@ fn a_clerk_of_another_instance_deletes_nobody(host: &mut Host) {
 
 fn users_of_another_instance_come_in_only_if_that_is_said(host: &mut Host) {
     let clerk = Clerk::of(host, 5);
-    // What stands between us and Clerk may not let the question through.
+    // A proxy in front of Clerk may block the question for the instance.
     clerk.fake.behave(behaving(Script::new(|path, _| {
         (path == "/v1/instance").then(|| Canned::new(404, "not here"))
     })));
@@ -593,7 +593,7 @@ fn users_of_another_instance_come_in_only_if_that_is_said(host: &mut Host) {
     assert!(refused.stderr.contains("CLERK_INSTANCE_ID says ins_2fake"), "{refused:?}");
     host.unset("CLERK_INSTANCE_ID");
     assert_eq!(backfill(host, &["--change-instance"]).0.code, Some(0));
-    assert_eq!(backfill(host, &[]).0.code, Some(0), "from now on");
+    assert_eq!(backfill(host, &[]).0.code, Some(0), "the new instance is remembered");
     assert_eq!(here(host), ours.into_iter().chain(theirs).collect());
 }
 
@@ -618,7 +618,7 @@ fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
 
     clerk.fake.behave(Behaviour::default());
     assert_eq!(ensure("user_nobody").word(), "user_not_found");
-    // Deleted here, whatever Clerk says.
+    // A user that was erased here is not found, whatever Clerk says.
     service.post(&post(&deletion(&id, milliseconds())));
     assert_eq!(ensure(&id).word(), "user_not_found");
     assert_eq!(service.ask_api("POST", &format!("/v1/users/{id}/ensure"), None).status, 401);
@@ -631,12 +631,11 @@ fn a_thousand_who_ask_for_one_user_make_one_request(host: &mut Host) {
     assert_eq!(host.run(&["ensure", "user_nobody"]).code, Some(1));
     clerk.fake.behave(Behaviour { down: true, ..Behaviour::default() });
     assert_eq!(ensure(&users.ids()[6]).word(), "clerk_unavailable");
-    assert_eq!(ensure(&other).status, 200, "whoever is here needs no Clerk");
+    assert_eq!(ensure(&other).status, 200, "a user in the database needs no request to Clerk");
     assert_eq!(host.run(&["ensure", &users.ids()[6]]).code, Some(69));
 }
 
-/// A host on PostgreSQL, for what no keeper has a say in; else on SQLite.
-/// What was printed of each kind.
+/// The printed line of each kind.
 fn of_kinds(finished: &Finished) -> BTreeMap<String, Value> {
     let lines = finished.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     lines.map(|line| (line["entity"].as_str().expect("a kind").to_owned(), line)).collect()
@@ -663,7 +662,7 @@ fn organizations_and_memberships_are_taken_in_and_compared_like_users(host: &mut
     let (finished, _) = reconcile(host, &["--dry-run"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
 
-    // An organization left with its members, a membership alone, one is new, one has another role, and one was tampered with.
+    // Drift: an organization deleted with its members, a deleted membership, a new one, a changed role, and a tampered row.
     let organizations = clerk.fake.organizations();
     let (ids, members) = (organizations.ids(), organizations.membership_ids());
     let of_first = host.count(&format!("organization_memberships WHERE organization_id = '{}'", ids[0]));
@@ -699,13 +698,13 @@ fn organizations_and_memberships_are_taken_in_and_compared_like_users(host: &mut
     assert_eq!(host.sql(&role), [["org:owner".to_owned()]]);
     assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
 
-    // One that is not here yet is fetched.
+    // An organization that is not in the database is fetched.
     host.sql(&format!("DELETE FROM organizations WHERE clerk_id = '{}'", ids[9]));
     let shown = host.run(&["ensure", &ids[9]]);
     assert_eq!(shown.code, Some(0), "{shown:?}");
     assert_eq!(serde_json::from_str::<Value>(&shown.stdout).unwrap()["clerk_id"], *ids[9]);
     assert_eq!(host.run(&["ensure", "org_nowhere"]).code, Some(1));
-    // What is about users is refused of others.
+    // Options for users are refused for other kinds.
     assert_eq!(backfill(host, &["--entity", "organization", "--email", "ada@example.com"]).0.code, Some(2));
     host.set("SYNC_ENTITIES", "user");
     assert_eq!(backfill(host, &["--entity", "organization"]).0.code, Some(2));
@@ -756,20 +755,20 @@ fn memberships_that_leave_during_a_walk_hide_no_others(host: &mut Host) {
     assert!(missing.is_empty(), "{} of {} are missing", missing.len(), ids.len());
 }
 
-/// An object of this user's as the Backend API shows it.
+/// An object of this user's, as the Backend API shows it.
 fn sample_of(entity: &Entity, user_id: &str) -> Value {
     let body = sample::body(entity.events[0], user_id, Utc::now()).expect("a sample");
     serde_json::from_str::<Value>(&body).expect("JSON")["data"].take()
 }
 
-/// Show objects of these kinds that belong to these users, and a subscription of this organization, as the Backend API does.
+/// List objects of these kinds for these users, and a subscription of this organization, as the Backend API does.
 fn put_every_kind(clerk: &Clerk, listed: &[&'static Entity], users: &[String], organization: &str) {
     let lists = clerk.fake.lists();
     for (first, user) in users.iter().enumerate() {
         for entity in listed {
             let object = sample_of(entity, user);
             match (entity.path, &entity.within, entity.of_each) {
-                // As the API shows it: it names no payer, and calls its items otherwise.
+                // The API omits the payer, and has another name for the items.
                 (None, None, _) => {
                     let mut subscription = object;
                     subscription.as_object_mut().expect("an object").remove("payer");
@@ -823,7 +822,7 @@ fn every_kind_is_taken_in_and_compared(host: &mut Host) {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let told = of_kinds(&finished);
     for entity in &listed {
-        // One of an organization, with its item.
+        // The organization's subscription with its item.
         let more = match entity.kind {
             "subscription" => 1,
             "subscription_item" => 4,
@@ -853,7 +852,7 @@ fn every_kind_is_taken_in_and_compared(host: &mut Host) {
     let (finished, _) = reconcile(host, &["--dry-run"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
 
-    // Of each kind one is missing here, and another one left Clerk.
+    // For each kind, one object is missing here, and another one is deleted at Clerk.
     for entity in &listed {
         let id = |user: &String| sample_of(entity, user)["id"].as_str().expect("an id").to_owned();
         host.sql(&format!("DELETE FROM {} WHERE clerk_id = '{}'", entity.table, id(&users[1])));
@@ -896,12 +895,12 @@ fn the_parts_of_users_are_compared_with_them(host: &mut Host) {
          VALUES ('idn_nobodys', '{}', 'mallory@example.com')",
         before[2][1]
     ));
-    // One that is somebody else's here.
+    // An address that is assigned to the wrong user here.
     host.sql(&format!(
         "UPDATE user_email_addresses SET user_id = '{}' WHERE clerk_id = '{}'",
         before[4][1], before[3][0]
     ));
-    // Clerk's clock tells seconds: what it shows later in the same one is not newer.
+    // Clerk's `Date` header has a resolution of one second: a change that the API shows within the same second is not newer.
     thread::sleep(Duration::from_millis(1100));
     let (finished, report) = reconcile(host, &["--dry-run"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -914,7 +913,7 @@ fn the_parts_of_users_are_compared_with_them(host: &mut Host) {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert_eq!((&report["mended"], &report["deleted"]), (&json!(3), &json!(1)), "{report}");
     assert_eq!(rows(), before);
-    // Many at once stay until that is allowed.
+    // A mass deletion is withheld until the operator allows it.
     for number in 0..60 {
         host.sql(&format!(
             "INSERT INTO user_email_addresses (clerk_id, user_id, email_address)
@@ -970,7 +969,7 @@ fn what_is_switched_off_for_some_owners_is_gone_for_none(host: &mut Host) {
     let (finished, report) = reconcile(host, &["--entity", "subscription", "--allow-mass-delete"]);
     assert_eq!((finished.code, &report["deleted"]), (Some(0), &0.into()), "{finished:?}");
     assert_eq!(live(host, "subscriptions"), 2);
-    // An answer that is no object counts for none.
+    // An answer that is not an object must not count as a deletion.
     clerk.fake.behave(behaving(Script::new(|path, _| {
         path.ends_with("/subscription").then(|| Canned::new(200, r#"{"data":null}"#))
     })));
@@ -985,7 +984,7 @@ fn memberships_are_compared_after_a_role_has_changed(host: &mut Host) {
     assert_eq!(backfill(host, &[]).0.code, Some(0));
     let service = host.serve();
     let organizations = clerk.fake.organizations();
-    // Clerk sends no event about the memberships.
+    // Clerk sends no events for the memberships.
     let mut changed = organizations.membership(&organizations.membership_ids()[0]).expect("it is there");
     changed["role"] = "org:billing".into();
     changed["updated_at"] = milliseconds().into();
@@ -996,9 +995,10 @@ fn memberships_are_compared_after_a_role_has_changed(host: &mut Host) {
     let asked = || clerk.fake.requests_to("/v1/organization_memberships");
     let before = asked();
     thread::sleep(Duration::from_secs(6));
-    assert_eq!(asked(), before, "once is enough");
+    assert_eq!(asked(), before, "the memberships are compared once");
 }
 
+/// A host on PostgreSQL if available, otherwise on SQLite, for tests that do not depend on the backend.
 fn any_host() -> Host {
     Host::with(Keeper::Postgres).or_else(|| Host::with(Keeper::Sqlite)).expect("SQLite is always there")
 }
@@ -1016,7 +1016,7 @@ fn nobody_is_gone_on_the_word_of_a_server_that_is_not_clerk() {
         let script = listing(&shown, 500);
         let missing = ids.iter().take(10).cloned().collect::<Vec<_>>();
         let odd = Script::new(move |path, query| match path.strip_prefix("/v1/users/") {
-            // Of one of ten it speaks as Clerk would.
+            // For one of the ten it answers as Clerk would.
             Some(id) if id == missing[0] => {
                 Some(Canned::new(404, r#"{"errors":[{"code":"resource_not_found"}]}"#))
             }
@@ -1037,8 +1037,8 @@ fn nobody_is_gone_on_the_word_of_a_server_that_is_not_clerk() {
 fn a_walk_ends_however_many_signed_up_in_one_millisecond() {
     let mut host = any_host();
     let clerk = Clerk::of(&mut host, 0);
-    // Ahead of us, so that the windows to begin with have one millisecond each: the second one begins behind a crowd, and
-    // its first page is wholly of the millisecond before it.
+    // In the future, so that the first windows cover one millisecond each. The second window begins after a crowd, and its first
+    // page contains only users of the millisecond before it.
     let at = milliseconds() + 600_000;
     let crowd = |at: i64, name: &str, count: usize| -> Vec<(i64, String)> {
         (0..count).map(|number| (at, format!("user_{name}{number:04}"))).collect()
@@ -1054,7 +1054,7 @@ fn a_walk_ends_however_many_signed_up_in_one_millisecond() {
 fn a_server_that_shows_one_user_again_and_again_is_told() {
     let mut host = any_host();
     let clerk = Clerk::of(&mut host, 0);
-    // Ahead of us, so that nothing is cut off behind it.
+    // In the future, so that no window ends before it.
     let at = milliseconds() + 600_000;
     clerk.fake.behave(behaving(Script::new(move |path, query| {
         let user = json!({ "id": "user_same", "created_at": at, "updated_at": 1000 });
@@ -1111,7 +1111,7 @@ fn a_user_who_is_shown_several_times_counts_once() {
     assert_eq!((finished.code, &summary["seen"]), (Some(0), &600.into()), "{finished:?}");
     let (finished, report) = reconcile(&host, &[]);
     assert_eq!((finished.code, &report["seen"]), (Some(0), &600.into()), "{finished:?}");
-    // Nor do they stand for others who are missing.
+    // Repeats do not make up for missing users.
     clerk.fake.behave(counted(1200));
     let (finished, _) = backfill(&host, &[]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -1122,7 +1122,7 @@ fn a_user_who_is_shown_several_times_counts_once() {
 fn a_list_that_is_shorter_than_clerk_counts_is_no_success() {
     let mut host = any_host();
     let clerk = Clerk::of(&mut host, 0);
-    // A server that puts fewer on a page than it is asked for.
+    // A server with fewer users per page than requested.
     let users: Vec<_> = (0..1200_i64).map(|number| (1000 + number, format!("user_{number:04}"))).collect();
     clerk.fake.behave(behaving(listing(&users, 100)));
     let (finished, summary) = backfill(&host, &[]);
@@ -1149,7 +1149,7 @@ fn a_clerk_that_refuses_without_a_wait_is_not_pestered_and_failures_are_told_at_
     let refused = Canned { headers: vec![("retry-after", "0".to_owned())], ..Canned::new(429, "{}") };
     clerk.fake.behave(saying(refused));
     assert_eq!(host.run(&["ensure", "user_1"]).code, Some(69));
-    // Nine a second, in the eight seconds that somebody waits for a page, would be seventy.
+    // Nine requests per second for the eight seconds that a page may take would be seventy.
     let asked = clerk.fake.requests().len();
     assert!(asked < 30, "{asked} requests");
 
@@ -1175,7 +1175,7 @@ fn drift_that_no_rule_mends_is_told_and_a_row_that_is_gone_comes_back() {
     let clerk = Clerk::of(&mut host, 5);
     assert_eq!(backfill(&host, &[]).0.code, Some(0));
     let ids = clerk.users().ids();
-    // As after an event that did not say when the user was updated: newer here than the API will ever say.
+    // The state after an event without an update time: the version here is newer than any that the API shows.
     host.sql("UPDATE entity_versions SET version = version + 1000, event_at = event_at - 60000");
     host.sql(&format!("DELETE FROM users WHERE clerk_id = '{}'", ids[0]));
     host.sql(&format!("UPDATE users SET first_name = 'Tampered' WHERE clerk_id = '{}'", ids[1]));
@@ -1191,7 +1191,7 @@ fn drift_that_no_rule_mends_is_told_and_a_row_that_is_gone_comes_back() {
     assert_eq!(first_names(&host), expected);
 }
 
-/// What a script says to requests for users, but not for their number.
+/// A script that answers requests for users, except for their count.
 fn saying(answer: Canned) -> Behaviour {
     behaving(Script::new(move |path, _| {
         (path.starts_with("/v1/users") && path != "/v1/users/count").then(|| answer.clone())
@@ -1318,7 +1318,7 @@ fn users_who_leave_during_a_backfill_hide_nobody_else() {
     let at: BTreeMap<i64, String> = ids.iter().filter_map(signed_up).collect();
     let gone = thread::scope(|scope| {
         let running = scope.spawn(|| backfill(&host, &["--rate", "40"]));
-        // Whoever is the last of a page leaves as soon as the page was shown; and some more.
+        // The last user of each page is deleted as soon as the page is shown, and others are deleted too.
         let mut gone = BTreeSet::new();
         let mut told = 0;
         while !running.is_finished() {
@@ -1354,7 +1354,7 @@ fn a_backfill_beside_webhooks_ends_as_clerk_is() {
     let ids = users.ids();
     let done = AtomicBool::new(false);
     let posters = load(4, 64);
-    // Events a second, spread evenly.
+    // Events per second, evenly spread.
     let rate = load(200, 500);
     let taken = AtomicUsize::new(0);
     let began = Instant::now();
@@ -1363,17 +1363,17 @@ fn a_backfill_beside_webhooks_ends_as_clerk_is() {
         for step in (worker..).step_by(posters).take_while(|_| !done.load(SeqCst)) {
             let due = Duration::from_secs(step as u64) / u32::try_from(rate).unwrap();
             thread::sleep(due.saturating_sub(began.elapsed()));
-            // All over the list: seen by the backfill already, or not.
+            // Spread over the list, so that the backfill has read some of these users already.
             let id = &ids[step * 7919 % ids.len()];
             let event = match step % 10 {
                 0 => users.delete(id),
-                // More than there are pages: whoever followed new sign-ups would not come to an end.
+                // More sign-ups than pages: a backfill that followed new sign-ups would never end.
                 1 | 4 | 7 => Some(users.create()),
                 _ => users.update(id),
             };
             if let Some(event) = event {
                 let post = Post::new(event.body);
-                // Where a page of the backfill holds the user for long, Clerk is asked to come back, and does.
+                // If a page of the backfill locks the user for long, the service answers 503, and Clerk sends the event again.
                 eventually("taken", || client.post(&post).expect("an answer").status == 200);
                 taken.fetch_add(1, SeqCst);
             }
@@ -1392,8 +1392,8 @@ fn a_backfill_beside_webhooks_ends_as_clerk_is() {
         assert_eq!(finished.code, Some(0), "{finished:?}");
         let (events, took) = (taken.load(SeqCst), began.elapsed());
         let reached = events as u128 * 1000 / took.as_millis();
-        // Not with a macro, whose output the test harness swallows when a test passes.
-        _ = writeln!(io::stderr(), "{events} events beside a backfill of {took:.1?}, {reached} a second");
+        // Not with a macro: the test harness swallows a macro's output when a test passes.
+        _ = writeln!(io::stderr(), "{events} events during a backfill of {took:.1?}, {reached} per second");
     });
     assert_eq!(first_names(&host), names_at(&clerk));
     assert!(host.count("audit_log WHERE source = 'webhook'") > 100);
@@ -1426,7 +1426,7 @@ fn errors_and_rate_limits_of_clerk_slow_a_backfill_down_and_nothing_else() {
     let window = Duration::from_secs(1);
     let busiest =
         times.iter().map(|from| times.iter().filter(|at| (*from..*from + window).contains(*at)).count());
-    // Thirty, with the three that may come at once, and one for clocks that differ.
+    // The rate of thirty, the three requests of the burst, and one for imprecise clocks.
     assert!(busiest.max().unwrap() <= 34);
 }
 
@@ -1455,7 +1455,7 @@ fn only_some_users_can_be_asked_for() {
         let told = finished.stderr.contains("it has 300 bytes, and an id has at most 255");
         assert!(told && !finished.stderr.contains(&long), "{finished:?}");
     }
-    // What steers a terminal reaches none.
+    // Control characters do not reach the terminal.
     for finished in
         [backfill(&host, &["--user-id", "user_\u{1b}[2J"]).0, host.run(&["ensure", "user_\u{1b}[2J"])]
     {
@@ -1478,8 +1478,8 @@ fn somebody_who_is_here_and_whom_clerk_does_not_know_any_more_is_named() {
     let text = format!("Clerk does not know 1 of the 2 requested: {}", ids[2]);
     assert!(finished.stderr.contains(&text), "{finished:?}");
     assert!(finished.stderr.contains("still here") && finished.stderr.contains("reconcile"), "{finished:?}");
-    assert_eq!(host.count("users"), 5, "a backfill erases nobody");
-    // Of whom nothing is here it says no more than that.
+    assert_eq!(host.count("users"), 5, "a backfill erases no user");
+    // For an id that is unknown here too, the message says no more.
     let (finished, _) = backfill(&host, &["--user-id", "user_nobody"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(!finished.stderr.contains("still here"), "{finished:?}");
@@ -1502,7 +1502,7 @@ fn users_as_large_as_clerk_allows_take_no_more_memory_than_others() {
             "" => {
                 let limit = parameter("limit").unwrap_or(10);
                 asked.lock().unwrap().push(limit);
-                // One a second.
+                // One user signs up per second.
                 let first = parameter("created_at_after").map_or(0, |after| (after - BEGAN + 999).div_euclid(1000));
                 let first = first.max(0);
                 let page = (first..USERS).take(usize::try_from(limit).unwrap()).map(|number| {
@@ -1522,7 +1522,7 @@ fn users_as_large_as_clerk_allows_take_no_more_memory_than_others() {
     let mut running = host.command(&["backfill", "--rate", "1000"]).spawn().unwrap();
     let mut peak = 0;
     let status = loop {
-        // Of the kernel of Linux only; elsewhere the pages say enough.
+        // Only Linux reports the memory; elsewhere the page sizes suffice.
         let memory = std::fs::read_to_string(format!("/proc/{}/status", running.id())).unwrap_or_default();
         let anonymous =
             memory.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next());
@@ -1535,7 +1535,7 @@ fn users_as_large_as_clerk_allows_take_no_more_memory_than_others() {
     assert!(status.success());
     assert_eq!(host.count("users"), usize::try_from(USERS).unwrap());
     assert!(peak < 128 << 10, "{peak} kB");
-    // 4 MiB a page, once it is known how large they are; before, what was longer was not read.
+    // About 4 MiB per page once the size of a user is known; before that, longer answers were cut off.
     let limits = limits.lock().unwrap();
     assert!(limits.iter().rev().take(limits.len() / 2).all(|limit| *limit < 200), "{limits:?}");
 }
@@ -1552,7 +1552,7 @@ fn several_lists_unite_count_nobody_twice_and_tell_which_addresses_nobody_has() 
             owners.entry(address["email_address"].as_str().unwrap().to_owned()).or_default().push(id);
         }
     }
-    // One address of each, that nobody else has.
+    // One unique address per user.
     let mut with_address: Vec<(&String, String)> = Vec::new();
     for (address, owners) in owners.into_iter().filter(|(_, owners)| owners.len() == 1) {
         if with_address.len() < 150 && with_address.iter().all(|(known, _)| *known != owners[0]) {
@@ -1562,7 +1562,7 @@ fn several_lists_unite_count_nobody_twice_and_tell_which_addresses_nobody_has() 
     let mut lines = vec!["# who is meant".to_owned()];
     lines.extend(with_address.iter().map(|(_, address)| address.clone()));
     let file = host.write("addresses.txt", &lines.join("\n"));
-    // Named by an address too, and not.
+    // One user that is also selected by address, and another one.
     let other = ids.iter().find(|id| with_address.iter().all(|(known, _)| known != id)).unwrap();
     let by_id = format!("{},{other}", with_address[3].0);
     let (finished, summary) = backfill(&host, &["--email", &format!("@{file}"), "--user-id", &by_id]);
@@ -1577,7 +1577,7 @@ fn several_lists_unite_count_nobody_twice_and_tell_which_addresses_nobody_has() 
     assert_eq!(summary["unchanged"], 150, "{summary}");
     let words = "Clerk does not know 2 of the 152 requested: number 151 of --email, number 152 of --email";
     assert!(finished.stderr.contains(words), "{finished:?}");
-    // Whoever sits at a terminal is told by name.
+    // On a terminal, the message contains the address.
     let asked = ["backfill", "--rate", "1000", "--email", "nobody@example.com"];
     if let Some(told) = host.run_at_terminal(&asked, "") {
         assert_eq!(told.code, Some(1), "{told:?}");
@@ -1649,10 +1649,10 @@ fn of_several_replicas_one_reconciles_and_another_takes_over_when_it_dies() {
     let before = runs(&host);
     let died = Instant::now();
     while runs(&host) <= before + 1 {
-        assert!(died.elapsed() < Duration::from_mins(1), "nobody took over");
+        assert!(died.elapsed() < Duration::from_mins(1), "no replica took over");
         thread::sleep(Duration::from_millis(100));
     }
-    // Never two at once.
+    // Two runs never overlap.
     let overlapping = host.count(
         "sync_runs AS a JOIN sync_runs AS b ON a.id < b.id AND a.started_at < b.finished_at AND b.started_at < a.finished_at",
     );
@@ -1669,17 +1669,17 @@ fn a_service_that_was_away_for_long_compares_at_the_start_and_fills_empty_tables
     let clerk = Clerk::of(&mut host, 40);
     let service = host.serve();
     thread::sleep(Duration::from_millis(500));
-    assert_eq!(here(&host).len(), 0, "off by default");
+    assert_eq!(here(&host).len(), 0, "catching up is off by default");
     service.stop();
     host.set("CATCH_UP_ON_EMPTY", "on");
     let service = host.serve();
-    eventually("everybody", || here(&host) == clerk.ids());
+    eventually("all users", || here(&host) == clerk.ids());
     service.stop();
 
     clerk.users().update(&clerk.users().ids()[0]).unwrap();
     host.set("CATCH_UP_AFTER", "1s");
     thread::sleep(Duration::from_millis(1100));
     let service = host.serve();
-    eventually("what was missed", || first_names(&host) == names_at(&clerk));
+    eventually("the missed update", || first_names(&host) == names_at(&clerk));
     service.stop();
 }

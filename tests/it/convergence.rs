@@ -1,8 +1,8 @@
-//! Whatever order deliveries come in, the end is the same.
+//! The end state does not depend on the order of deliveries.
 //!
-//! A model, which knows nothing of the code under test, is told the same deliveries one by one. Its state and its
-//! answers have to be those of every keeper, however the deliveries were shuffled, repeated and cut into batches.
-//! Payloads carry every allow-listed field: one that is absent would make the order visible, as it should.
+//! A model that shares no code with the code under test gets the same deliveries one by one. Every backend must end with the
+//! model's state and answers, however the deliveries are shuffled, repeated and cut into batches. Payloads carry every
+//! allow-listed field: an absent field would make the order visible, as it should.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -96,7 +96,7 @@ async fn any_shuffled_history_converges(mut world: World) {
     always(&histories(), &async |history| converges(&world, history).await);
 }
 
-/// Check it for many of these, and for as many as `PROPTEST_CASES` says.
+/// Check the property for `PROPTEST_CASES` generated histories, or for 64.
 pub(crate) fn always<T: Debug>(histories: &impl Strategy<Value = T>, holds: &impl AsyncFn(&T)) {
     let cases = if env::var_os("PROPTEST_CASES").is_some() { Config::default().cases } else { 64 };
     let config = Config { cases, failure_persistence: None, max_shrink_time: 30_000, ..Config::default() };
@@ -117,7 +117,7 @@ async fn converges(world: &World, history: &History) {
     converges_by_the_queue(world, history).await;
 }
 
-/// The same history, stored first and worked on now and then.
+/// The same history through the queue: stored first, and processed now and then.
 async fn converges_by_the_queue(world: &World, history: &History) {
     world.empty().await;
     let mut model = Model::default();
@@ -136,7 +136,7 @@ async fn converges_by_the_queue(world: &World, history: &History) {
     check(world, &model).await;
 }
 
-/// Store a batch: what was worked on is a duplicate, all else waits.
+/// Store a batch: processed deliveries are duplicates, and all others are queued.
 async fn enqueue(world: &World, model: &Model, batch: &[&News]) {
     let events: Vec<Event> = batch.iter().map(|news| news.event()).collect();
     for (news, outcome) in batch.iter().zip(world.enqueue(&events).await) {
@@ -145,11 +145,11 @@ async fn enqueue(world: &World, model: &Model, batch: &[&News]) {
     }
 }
 
-/// Work on what waits, and compare what became of it with what the model says of the same order.
+/// Process the queue, and compare the outcomes with the model's, in the same order.
 async fn drain(world: &World, model: &mut Model, news: &[News]) {
     for (svix_id, outcome) in world.drain().await {
         let news = news.iter().find(|news| news.svix_id == svix_id).unwrap();
-        assert_eq!(outcome, model.hear(news), "what became of {news:?}");
+        assert_eq!(outcome, model.hear(news), "the outcome of {news:?}");
     }
 }
 
@@ -174,7 +174,7 @@ async fn converges_inline(world: &World, history: &History) {
         receiver.hear_the_rest(world).await;
     }
 
-    // Said without any model: who was not deleted looks as the newest news say.
+    // Without the model: a user that was not deleted has the values of the newest event.
     for (id, known) in model.people {
         let of_user = || history.news.iter().filter(|news| news.user == id);
         let newest = of_user().max_by_key(|news| news.version());
@@ -185,15 +185,15 @@ async fn converges_inline(world: &World, history: &History) {
     }
 }
 
-/// Somebody who hears of changes, and drops what they have heard before.
+/// A receiver of messages, which drops repeats.
 pub(crate) struct Receiver {
     sink: &'static str,
-    /// Whether they hear of everything.
+    /// Whether the sink receives every change.
     of_all: bool,
     seen: HashSet<String>,
     knows: BTreeMap<ClerkId, Json>,
     erased: HashSet<ClerkId>,
-    /// Taken, and not answered yet.
+    /// Claimed, but not answered yet.
     under_way: Option<Claimed>,
 }
 
@@ -213,7 +213,7 @@ impl Receiver {
         Self { of_all: true, ..Self::new(sink) }
     }
 
-    /// Hear a few messages: of some the answer gets lost, and one is still under way at the end.
+    /// Receive a few messages: some answers get lost, and one message is still under way at the end.
     pub(crate) async fn hear(&mut self, world: &World, messages: usize) {
         if let Some(claimed) = self.under_way.take() {
             self.take(world, &claimed).await;
@@ -253,7 +253,7 @@ impl Receiver {
             return;
         }
         let id = claimed.clerk_id.clone();
-        assert!(!self.erased.contains(&id), "{} hears of {id} after its deletion", self.sink);
+        assert!(!self.erased.contains(&id), "{} receives a message about {id} after its deletion", self.sink);
         if message.kind == MessageType::deleted(id.entity()) {
             self.knows.remove(&id);
             self.erased.insert(id);
@@ -262,7 +262,7 @@ impl Receiver {
         }
     }
 
-    /// In the end they know what the rows say, as far as they heard of them.
+    /// Receive the remaining messages. The receiver must then know what the rows contain, for the users it received.
     pub(crate) async fn hear_the_rest(mut self, world: &World) {
         if let Some(claimed) = self.under_way.take() {
             self.take(world, &claimed).await;
@@ -283,7 +283,7 @@ impl Receiver {
             assert!(rows.keys().eq(self.knows.keys()), "{:?} {:?}", rows.keys(), self.knows.keys());
         }
         for (id, known) in self.knows {
-            let row = rows.get(&id).expect("what they know is here");
+            let row = rows.get(&id).expect("a known object has a row");
             for field in id.entity().fields() {
                 if let Some(known) = known.get(field.name()) {
                     assert_eq!(Some(known.clone()), row.profile[field].to_json(), "{field:?} of {id}");
@@ -293,7 +293,7 @@ impl Receiver {
     }
 }
 
-/// Deliver a batch to both and compare the answers.
+/// Deliver a batch to the store and the model, and compare the answers.
 async fn deliver(world: &World, model: &mut Model, batch: &[&News]) {
     let events: Vec<Event> = batch.iter().map(|news| news.event()).collect();
     let outcomes = world.deliver_all(&events).await;
@@ -302,7 +302,7 @@ async fn deliver(world: &World, model: &mut Model, batch: &[&News]) {
     }
 }
 
-/// Compare everything that is stored.
+/// Compare everything that is stored with the model.
 async fn check(world: &World, model: &Model) {
     let ids: Vec<ClerkId> = model.people.keys().map(|id| clerk_id(id)).collect();
     let mut transaction = world.store.begin(Patience::Normal).await.unwrap();
@@ -381,12 +381,12 @@ async fn check(world: &World, model: &Model) {
     assert_eq!(world.count("webhook_queue").await, 0);
 }
 
-/// What somebody says of a user.
+/// One event about a user.
 #[derive(Clone, Debug)]
 struct News {
     svix_id: String,
     user: String,
-    /// Milliseconds after the sign-up: `updated_at`, and the envelope's.
+    /// `updated_at` and the envelope's timestamp, in milliseconds after the sign-up.
     times: (i64, i64),
     created: bool,
     says: Says,
@@ -398,10 +398,10 @@ enum Says {
     Gone,
 }
 
-/// For each field one of three values, of which the first is null.
+/// One of three values for each field; the first value is null.
 type Looks = [u8; FIELDS];
 
-/// The object as a whole is none of them.
+/// The column for the object as a whole does not count.
 const FIELDS: usize = USER.columns.len() - 1;
 
 impl News {
@@ -427,7 +427,7 @@ impl News {
     }
 }
 
-/// Looks as Clerk writes them.
+/// Set these values as Clerk sends them.
 fn payload(mut event: Event, looks: &Looks) -> Event {
     for (field, look) in USER.selectable().zip(*looks) {
         let name = field.name();
@@ -463,7 +463,7 @@ fn payload(mut event: Event, looks: &Looks) -> Event {
     event
 }
 
-/// Looks as a row has them.
+/// These values as a row holds them.
 fn profile(looks: &Looks) -> Profile {
     let mut profile = Profile::default();
     for (field, look) in USER.selectable().zip(*looks) {
@@ -486,7 +486,7 @@ fn profile(looks: &Looks) -> Profile {
     profile
 }
 
-/// The rules, in a few lines and in memory.
+/// A small in-memory model of the rules.
 #[derive(Default)]
 struct Model {
     answers: BTreeMap<String, Outcome>,
@@ -562,21 +562,21 @@ struct History {
     news: Vec<News>,
     /// Indices of `news`, some of them more than once.
     order: Vec<usize>,
-    /// Of the batches, over and over.
+    /// The sizes of the batches, repeated in a cycle.
     sizes: Vec<usize>,
 }
 
 fn histories() -> impl Strategy<Value = History> {
     let looks = prop_oneof![Just([0; FIELDS]), Just([1; FIELDS]), prop::array::uniform15(0..3u8),];
     let says = prop_oneof![8 => looks.prop_map(Says::Looks), 1 => Just(Says::Gone)];
-    // Few users and few times, so that they meet.
+    // Few users and few times, so that events collide.
     let one = (0..4u8, 0..6i64, 0..6i64, any::<bool>(), says);
     let news = prop::collection::vec(one, 1..30).prop_map(|news| {
         let news = news.into_iter().enumerate();
         news.map(|(index, (user, version, event_at, created, says))| News {
-            // Not in the order of the history.
+            // Svix-ids do not follow the order of the history.
             svix_id: format!("msg_{:03}", index * 37 % 101),
-            // Two of them differ only in case.
+            // Two of the ids differ only in case.
             user: ["user_a", "user_A", "user_b", "user_c"][usize::from(user)].to_owned(),
             times: (version, event_at),
             created,
@@ -597,12 +597,12 @@ fn histories() -> impl Strategy<Value = History> {
     })
 }
 
-/// Created, updated, updated, deleted, and one of them twice: in every order, at different and at equal times. Each
-/// order is lived by a user of its own, all of them side by side: once step by step, once in a single batch.
+/// Created, updated, updated, deleted, and one of them twice: in every order, at different and at equal times. Each order
+/// has its own user, and all users are processed together: once step by step, once in a single batch.
 async fn every_order_of_a_short_life_converges(world: World) {
     const TIMES: [[(i64, i64); 4]; 4] = [
         [(0, 0), (1, 1), (2, 2), (3, 3)],
-        // The updates can only be told apart by the envelope, only by the svix-id, and nothing by its time.
+        // First only the envelope tells the updates apart, then only the svix-id, and then all times are equal.
         [(0, 0), (1, 1), (1, 2), (3, 3)],
         [(0, 0), (1, 1), (1, 1), (1, 1)],
         [(0, 0), (0, 0), (0, 0), (0, 0)],
@@ -644,7 +644,7 @@ async fn every_order_of_a_short_life_converges(world: World) {
     }
     check(&world, &model).await;
 
-    // Some of them through the queue: worked on step by step, and all at once when the last one is in.
+    // Some of them through the queue: processed step by step, and all at once after the last one is stored.
     let lives: Vec<Vec<News>> = lives.into_iter().step_by(3).collect();
     let all: Vec<News> = lives.iter().flatten().cloned().collect();
     for step_by_step in [true, false] {
@@ -664,7 +664,7 @@ async fn every_order_of_a_short_life_converges(world: World) {
     }
 }
 
-/// Every order of these, each once.
+/// Every distinct order of these items.
 fn permutations(items: &[usize]) -> BTreeSet<Vec<usize>> {
     let Some((first, rest)) = items.split_first() else { return BTreeSet::from([Vec::new()]) };
     let mut orders = BTreeSet::new();

@@ -1,8 +1,7 @@
-//! Trouble at any moment changes nothing about the end.
+//! A failure at any moment does not change the end state.
 //!
-//! A store that fails at its n-th statement, for every n, in every way there is; with MongoDB it is the n-th command that meets
-//! trouble on its way. What was not answered is delivered again,
-//! and then every table must hold what it holds after a run without trouble, row by row.
+//! The store fails at its n-th statement, for every n, in every possible way; with MongoDB, the n-th command fails on its way.
+//! Unanswered deliveries are delivered again. Every table must then hold the same rows as after a run without failures.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -50,19 +49,19 @@ use crate::{
 /// How the n-th call fails.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    /// It is not done.
+    /// The call is not executed.
     Refused,
-    /// It is done, and the answer is lost.
+    /// The call is executed, and the answer is lost.
     Lost,
-    /// Whoever asked is cancelled before it begins.
+    /// The caller is cancelled before the call begins.
     CutBefore,
-    /// Whoever asked is cancelled in the middle.
+    /// The caller is cancelled during the call.
     CutDuring,
-    /// Whoever asked is cancelled before they hear that it is done.
+    /// The caller is cancelled after the call, before the answer arrives.
     CutAfter,
 }
 
-/// Trouble of every kind at every call of this story.
+/// Tests of every kind of failure at every call of this scenario.
 macro_rules! in_every_way {
     ($keeper:ident, $story:ident) => {
         in_every_way! {
@@ -139,22 +138,25 @@ async fn at_every_call(mut world: World, how: How, story: Story) {
     application::orders(&world, "").await;
     application::refuse_name(&world, "Bad").await;
     let undisturbed = story.tell(&world, Fault::never()).await.0;
-    assert!(undisturbed.iter().any(|line| line.contains("deleted-ID@")), "the story has an anonymised user");
+    assert!(
+        undisturbed.iter().any(|line| line.contains("deleted-ID@")),
+        "the scenario has an anonymised user"
+    );
     let mut number = 0;
     loop {
         number += stride(&world);
         let fault = Fault::new(number, how);
         let (end, calls) = story.tell(&world, fault).await;
-        assert_eq!(end, undisturbed, "after trouble at call {number}");
+        assert_eq!(end, undisturbed, "after a failure at call {number}");
         if calls < number {
             break;
         }
     }
-    assert!(number > 40, "the story has only {number} calls");
+    assert!(number > 40, "the scenario has only {number} calls");
 }
 
-/// From one call that meets trouble to the next. With MongoDB, where each is a connection that is made anew and a run takes a
-/// second, it is every seventh, and all of them with `TEST_LOAD=full`.
+/// The distance between two failing calls. With MongoDB each run needs a new connection and takes a second, so only every
+/// seventh call fails, or every call with `TEST_LOAD=full`.
 fn stride(world: &World) -> usize {
     if world.keeper == Keeper::Mongodb { load(7, 1) } else { 1 }
 }
@@ -164,7 +166,7 @@ fn subscriptions() -> Arc<[Subscription]> {
     Arc::new([Subscription { sink: "crm".to_owned(), events, fields: Selection::of(&USER, FieldSet::ALL) }])
 }
 
-/// A dispatcher that meets trouble at any call. Whoever it hands messages to drops those that they have seen.
+/// Fail any call of a dispatcher. The receiver drops repeated messages.
 async fn every_call_of_a_dispatcher(mut world: World, how: How) {
     world.rules.subscriptions = subscriptions();
     let mut number = 0;
@@ -180,8 +182,12 @@ async fn every_call_of_a_dispatcher(mut world: World, how: How) {
         let of = |user: &str| -> Vec<String> {
             heard.iter().filter_map(|(_, what)| what.strip_suffix(user)).map(ToOwned::to_owned).collect()
         };
-        assert_eq!(of("user_a"), ["user.created ", "user.updated "], "after trouble at call {number}");
-        assert_eq!(of("user_b").last().map(String::as_str), Some("user.deleted "), "after {number}");
+        assert_eq!(of("user_a"), ["user.created ", "user.updated "], "after a failure at call {number}");
+        assert_eq!(
+            of("user_b").last().map(String::as_str),
+            Some("user.deleted "),
+            "after a failure at call {number}"
+        );
         assert_eq!(world.value("SELECT count(*) AS n FROM outbox WHERE state <> 'delivered'").await, "0");
         assert_eq!(
             world.value("SELECT count(*) AS n FROM erasure_receipts WHERE completed_at IS NULL").await,
@@ -191,10 +197,10 @@ async fn every_call_of_a_dispatcher(mut world: World, how: How) {
             break;
         }
     }
-    assert!(number > 8, "there are only {number} calls");
+    assert!(number > 8, "the scenario has only {number} calls");
 }
 
-/// Somebody is erased in the middle of it. Returns how often the store was called.
+/// Deliver messages while a user is erased. Returns the number of calls.
 async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> usize {
     let now = Arc::new(AtomicI64::new(world.now.timestamp_millis()));
     let clock: Clock = {
@@ -219,8 +225,8 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
     ];
     for batch in batches {
         world.deliver_all(&batch).await;
-        // The writer's clock is minutes behind the dispatcher's. What it writes is found by the next look from the beginning, for
-        // which nobody waits here.
+        // The writer's clock is minutes behind the dispatcher's. Only the next search from the beginning would find the new
+        // messages, and the test does not wait for it.
         dispatcher.frontier = Frontier::default();
         let mut idle = 0;
         while idle < 3 {
@@ -230,9 +236,9 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
             };
             if turn != Ok(Turn::More) {
                 idle += 1;
-                // A claim that was cut off leaves its rows locked until the server has noticed.
+                // A claim that was cut off keeps its rows locked until the server notices.
                 world.wait_until_idle().await;
-                // Whatever was claimed comes free.
+                // Let all claims expire.
                 now.fetch_add(31_000, Ordering::SeqCst);
             }
         }
@@ -240,7 +246,7 @@ async fn dispatch_a_life(world: &World, fault: &Arc<Fault>, ear: &Arc<Ear>) -> u
     fault.calls.load(Ordering::SeqCst)
 }
 
-/// Message ids, and what they say.
+/// Message ids with type and user.
 #[derive(Default)]
 struct Ear(Mutex<Vec<(String, String)>>);
 
@@ -253,7 +259,7 @@ impl Sink for Ear {
     }
 }
 
-/// Deletions that are held back, taken back, hurried on, and carried out when the time is over.
+/// Deletions during the grace period: some are cancelled, some are erased at once, and the rest when the period ends.
 async fn every_call_of_a_hold(mut world: World, how: How) {
     application::orders(&world, "").await;
     let ids = ["user_a", "user_b", "user_c", "user_d"];
@@ -262,21 +268,21 @@ async fn every_call_of_a_hold(mut world: World, how: How) {
     let anonymised = world.refuses_deletions().then_some("deleted-ID@");
     for end in ["USER_DELETION_CANCELLED", "USER_HARD_DELETED", "\"retention\""].into_iter().chain(anonymised)
     {
-        assert!(undisturbed.iter().any(|line| line.contains(end)), "the story has {end}");
+        assert!(undisturbed.iter().any(|line| line.contains(end)), "the scenario has {end}");
     }
     let mut number = 0;
     loop {
         number += stride(&world);
         let (end, calls) = hold(&mut world, &created, &deleted, Fault::new(number, how)).await;
-        assert_eq!(end, undisturbed, "after trouble at call {number}");
+        assert_eq!(end, undisturbed, "after a failure at call {number}");
         if calls < number {
             break;
         }
     }
-    assert!(number > 60, "the story has only {number} calls");
+    assert!(number > 60, "the scenario has only {number} calls");
 }
 
-/// Live through it, and ask again at once for what got no answer. Returns the end and the number of calls.
+/// Run the scenario, and repeat unanswered calls at once. Returns the end state and the number of calls.
 async fn hold(
     world: &mut World,
     created: &[Event],
@@ -319,7 +325,7 @@ async fn hold(
     (end, fault.calls.load(Ordering::SeqCst))
 }
 
-/// Whoever seals the audit trail dies at any call, and another one goes on: one chain over every line.
+/// Sealing dies at any call, and another process continues: one chain covers every line.
 async fn every_call_of_sealing(world: World, how: How) {
     let mut number = 0;
     loop {
@@ -334,16 +340,16 @@ async fn every_call_of_sealing(world: World, how: How) {
         }
         while chain::seal(&*world.store, 10, world.now).await.unwrap().unwrap().more {}
         let report = chain::verify(&*world.store, &[], |_| {}).await.unwrap();
-        assert!(report.is_whole(), "after trouble at call {number}: {report:?}");
-        assert_eq!((report.lines, report.unsealed.lines), (3, 0), "after trouble at call {number}");
+        assert!(report.is_whole(), "after a failure at call {number}: {report:?}");
+        assert_eq!((report.lines, report.unsealed.lines), (3, 0), "after a failure at call {number}");
         if fault.calls.load(Ordering::SeqCst) < number {
             break;
         }
     }
-    assert!(number > 6, "there are only {number} calls");
+    assert!(number > 6, "the scenario has only {number} calls");
 }
 
-/// Batches in which everything happens that a batch can be about.
+/// A scenario of batches that cover every kind of event.
 struct Story {
     batches: Vec<Vec<Event>>,
     processing: Processing,
@@ -356,7 +362,7 @@ impl Story {
             processing,
             batches: vec![
                 vec![Event::created("user_a"), Event::created("user_b"), session],
-                // A user with an order, one without, and one who is new.
+                // A user with an order, a user without one, and a new user.
                 vec![
                     Event::updated("user_b", 1000),
                     Event::updated("user_a", 1000).set("first_name", "Augusta"),
@@ -364,7 +370,7 @@ impl Story {
                     Event::deleted("user_b", 2000),
                     Event::created("user_c"),
                 ],
-                // One that the application refuses, one that nobody can use, and one between them.
+                // An event that the application refuses, an unusable event, and a normal event between them.
                 vec![
                     Event::created("user_d").set("first_name", "Bad"),
                     Event::updated("user_c", 1000).set("banned", true),
@@ -374,7 +380,7 @@ impl Story {
         }
     }
 
-    /// Two parents go at once, one of whom is held on to, with a membership of both; somebody joins again.
+    /// Two parents are deleted in one batch, one of them kept by an order; a membership belongs to both. A user joins again.
     fn of_a_cascade() -> Self {
         let organization = |id: &str| {
             let data = serde_json::json!({ "id": id, "name": "Acme", "created_at": NOW, "updated_at": NOW });
@@ -423,7 +429,7 @@ impl Story {
         }
     }
 
-    /// Live through it, and deliver again at once what got no answer. Returns the end and the number of calls.
+    /// Run the scenario, and deliver unanswered events again at once. Returns the end state and the number of calls.
     async fn tell(&self, world: &World, fault: Arc<Fault>) -> (Vec<String>, usize) {
         world.sql("DELETE FROM orders").await;
         world.empty().await;
@@ -449,7 +455,7 @@ impl Story {
                 Processing::Queue => {
                     world.enqueue(&unanswered).await;
                     select! {
-                        // Whatever it says: what is not done is done by the next worker.
+                        // The result does not matter: the next worker does what this one has not done.
                         _ = world.drain_once(store) => {}
                         () = fault.cut.notified() => {}
                     }
@@ -459,8 +465,8 @@ impl Story {
             }
         }
         world.wait_until_idle().await;
-        // A try that nobody heard of is a try all the same. And what a worker has put off is overtaken by what is newer, which
-        // then makes it stale: the end is the same, the words for the way there are not.
+        // An attempt counts even if its answer was lost. A delivery that was delayed may become stale because a newer one
+        // overtakes it, so only the outcome may differ.
         let end = match self.processing {
             Processing::Inline => world.dump_without(&["attempts", "next_attempt_at"]).await,
             Processing::Queue => world.dump_without(&["attempts", "next_attempt_at", "outcome"]).await,
@@ -473,12 +479,12 @@ fn unavailable() -> StoreError {
     StoreError::new(ErrorKind::Unavailable)
 }
 
-/// Trouble at one call.
+/// A failure at one call.
 struct Fault {
     calls: AtomicUsize,
     at: usize,
     how: How,
-    /// Whoever waits here cancels the work.
+    /// Notified to cancel the work.
     cut: Notify,
 }
 
@@ -491,7 +497,7 @@ impl Fault {
         Self::new(usize::MAX, How::Refused)
     }
 
-    /// What comes of it, if it is not cancelled and does not fail.
+    /// The result, or `None` if the work fails or is cancelled.
     async fn disturbed<T>(&self, work: impl Future<Output = Result<T>>) -> Option<T> {
         select! {
             result = work => result.ok(),
@@ -509,7 +515,7 @@ impl Fault {
             How::CutBefore => self.never_return().await,
             How::CutDuring => {
                 let mut inner = pin!(inner);
-                // Begun, and then left alone.
+                // Begin the call, and then stop polling it.
                 let begun = poll_fn(|context| Poll::Ready(inner.as_mut().poll(context))).await;
                 let _kept = begun;
                 self.never_return().await
@@ -521,7 +527,7 @@ impl Fault {
         }
     }
 
-    /// Count a call; whether it is the one.
+    /// Count a call. Returns whether this is the one that fails.
     fn is_next(&self) -> bool {
         self.calls.fetch_add(1, Ordering::SeqCst) + 1 == self.at
     }
@@ -532,7 +538,7 @@ impl Fault {
     }
 }
 
-/// Trouble on the way to a MongoDB, whose keeper finishes every command that it has begun, whoever is cancelled meanwhile.
+/// A failure on the way to MongoDB. Its backend finishes every command that it has begun, even if the caller is cancelled.
 impl Judge for Fault {
     fn next(&self) -> Fate {
         if !self.is_next() {
@@ -554,10 +560,10 @@ impl Judge for Fault {
     }
 }
 
-/// A store with trouble.
+/// A store that fails.
 struct Troubled {
     store: Arc<dyn Store>,
-    /// Between it and a MongoDB.
+    /// The proxy in front of MongoDB.
     _cable: Option<Cable>,
 }
 
@@ -573,7 +579,7 @@ impl Troubled {
     }
 }
 
-/// A database of SQL with trouble.
+/// An SQL database that fails.
 struct TroubledDatabase {
     inner: Arc<dyn SqlDatabase>,
     fault: Arc<Fault>,
@@ -638,7 +644,7 @@ impl SqlDatabase for TroubledDatabase {
     }
 }
 
-/// A call is one statement, or whatever else a keeper does in one go.
+/// A call is one statement, or another operation that a backend executes as a unit.
 struct TroubledTransaction {
     inner: Box<dyn SqlTransaction>,
     fault: Arc<Fault>,
@@ -669,7 +675,7 @@ impl Session for TroubledTransaction {
     }
     async fn rollback(self: Box<Self>) {
         let Self { inner, fault } = *self;
-        // There is no way to hear that it failed; if it is not done, the transaction is dropped.
+        // A rollback cannot report a failure. If it is not executed, the transaction is dropped.
         let rollback = async {
             inner.rollback().await;
             Ok(())

@@ -1,4 +1,4 @@
-//! What the person on call sees: the dashboard of the real program, page by page, and who is kept out of it.
+//! The dashboard of the real program as the operator sees it, page by page, and the requests that it refuses.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ on_each_keeper!(
     where_only_users_are_synced_nothing_else_is_in_the_menu,
 );
 
-/// Somebody with a browser.
+/// A signed-in browser.
 struct Browser<'a> {
     service: &'a Service,
     cookie: String,
@@ -72,7 +72,7 @@ impl<'a> Browser<'a> {
         self.send(path, &format!("action={action}&csrf={}", csrf(page)))
     }
 
-    /// Press a button of a page, and see where that leads.
+    /// Press a button of a page, and follow the redirect.
     fn pressed(&self, page: &str, path: &str, action: &str) -> String {
         let answer = self.press(page, path, action);
         assert_eq!(answer.status, 303, "{path}, {action}: {answer:?}");
@@ -153,12 +153,12 @@ fn nobody_sees_anything_before_signing_in(host: &mut Host) {
             assert_eq!(answer.status, 401, "{path}");
         }
     }
-    // The token itself is for programs; a cookie is for people.
+    // The token itself is only for programs; people sign in with a cookie.
     assert_eq!(service.get_api("/", Some(&format!("Bearer {TOKEN}"))).status, 303);
     let browser = Browser::sign_in(&service);
     assert_eq!(ask(&service, "GET", "/v1/users", &browser.cookie, "").status, 401);
 
-    // A deed needs a form that was made for this session, sent from one of our own pages.
+    // An action needs a form that was created for this session and is sent from one of our pages.
     let page = browser.see("/sinks");
     let other = Browser::sign_in(&service);
     for form in [
@@ -173,13 +173,13 @@ fn nobody_sees_anything_before_signing_in(host: &mut Host) {
     assert_eq!(ask(&service, "POST", "/queue", &foreign, &form).status, 403);
     assert_eq!(browser.send("/queue", &form).status, 303);
 
-    // Nothing that is asked for gets into a header.
+    // Nothing from the request's path gets into a header.
     let split = ask(&service, "GET", "/users/user_1%0d%0aset-cookie:%20x=y", &browser.cookie, "");
     assert!(!split.headers.contains_key("set-cookie"), "{split:?}");
     assert_eq!(browser.get("/nothing").status, 404);
 
     assert_eq!(browser.press(&page, "/sign-out", "sign-out").headers["location"], "/sign-in");
-    assert_eq!(browser.get("/").status, 303, "a session that was ended");
+    assert_eq!(browser.get("/").status, 303, "the session has ended");
     assert_eq!(other.get("/").status, 200);
     service.stop();
 }
@@ -196,7 +196,7 @@ fn whoever_guesses_the_token_has_to_wait() {
     let refused = ask(&service, "POST", "/sign-in", "", &format!("token={TOKEN}"));
     assert_eq!(refused.status, 429, "{statuses:?}");
     assert!(refused.headers["retry-after"].parse::<u64>().expect("seconds") <= 7);
-    // Programs that know it are not held up by somebody at the same address.
+    // Programs that have the token are not slowed down by a guesser at the same address.
     assert_eq!(service.get_api("/v1/users", Some(&format!("Bearer {TOKEN}"))).status, 200);
     service.stop();
 }
@@ -222,7 +222,7 @@ fn the_overview_says_whether_the_data_is_right(host: &mut Host) {
     applied(&service, &ada("user_1"));
     eventually("all is well", || browser.see("/").contains("Your data is right"));
     assert!(browser.see("/").contains("Webhooks in the last hour"));
-    // What is being written down this moment is seen a moment later.
+    // The activity is written shortly afterwards.
     eventually("drawn", || browser.see("/").contains("<svg"));
     eventually("counted", || browser.see("/").contains("<dt>Users</dt><dd>1</dd>"));
     for range in ["/?range=day", "/?range=week"] {
@@ -241,7 +241,7 @@ fn the_overview_tells_an_hour_without_a_webhook(host: &mut Host) {
     let service = serve(host);
     let browser = Browser::sign_in(&service);
     applied(&service, &ada("user_1"));
-    // What was answered is written down a moment later.
+    // The activity is written shortly after the answer.
     eventually("counted", || host.count("activity") > 0);
     host.sql("DELETE FROM activity");
     host.sql(&format!("UPDATE processed_webhooks SET processed_at = '{}'", minutes_ago(61)));
@@ -291,12 +291,12 @@ fn the_overview_tells_drift(host: &mut Host) {
     service.stop();
 }
 
-/// So long ago, as both keepers take it.
+/// The time this many minutes ago, in a format that every backend accepts.
 fn minutes_ago(minutes: i64) -> String {
     (Utc::now() - TimeDelta::minutes(minutes)).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Every page that asks the database says that it does not answer, and what to do.
+/// Whether every page that reads the database reports that it is unreachable, and what to do.
 fn is_gone(browser: &Browser<'_>) -> bool {
     if !browser.see("/").contains("The database cannot be reached") {
         return false;
@@ -338,7 +338,7 @@ fn every_page_says_that_migrations_are_pending(host: &mut Host) {
             assert!(answer.body.contains(said), "{path}: {answer:?}");
         }
     }
-    // Programs are told by the code that they know.
+    // Programs get the documented error code.
     let answer = service.get_api("/v1/users", Some(&format!("Bearer {TOKEN}")));
     assert_eq!((answer.status, answer.word().as_str()), (503, "database_unavailable"));
     assert!(answer.body.contains("run `clerk-sync migrate`"), "{answer:?}");
@@ -437,8 +437,8 @@ fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
         ),
         "USER_REVEALED dashboard user_1"
     );
-    assert!(!browser.see("/users/user_1").contains(&email), "only once");
-    // Of whom nothing is here nothing is shown, and nothing written down.
+    assert!(!browser.see("/users/user_1").contains(&email), "the reveal lasts for one page");
+    // Revealing an unknown user shows nothing and writes no audit line.
     browser.press(&page, "/users/user_9", "reveal");
     assert_eq!(host.count("audit_log"), 2);
 
@@ -448,7 +448,7 @@ fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
         page.contains("There is no row: the user is deleted.") && page.contains("USER_HARD_DELETED"),
         "{page}"
     );
-    // Of somebody who was never here there is only a tombstone, so that they never come.
+    // A user that was never here has only a tombstone, which prevents a later import.
     applied(&service, &post(&deletion("user_5", milliseconds())));
     let page = browser.see("/users/user_5");
     for said in
@@ -489,7 +489,7 @@ fn dead_letters_are_shown_retried_and_discarded(host: &mut Host) {
     let told = browser.pressed(&page, &one, "discard");
     assert!(told.contains("role=\"status\">1 delivery was discarded."), "{told}");
     assert!(told.contains("Dead letters · clerk-sync") && !told.contains(&one), "{told}");
-    // A page that is loaded later, such as from a bookmark, does not tell it again.
+    // A page that is loaded later, for example from a bookmark, does not repeat the message.
     let long_ago = format!("/queue?done=discarded&number=1&at={}", milliseconds() / 1000 - 60);
     assert!(!browser.see(&long_ago).contains("was discarded"));
     assert_eq!(browser.get(&one).status, 404);
@@ -567,7 +567,7 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     let deletions = browser.see("/deliveries?type=user.deleted&outcome=applied");
     assert_eq!(deletions.matches("href=\"/users/user_").count(), 1);
     assert!(browser.see("/deliveries?outcome=stale").contains("There are none"));
-    // What is not of users is recorded as well, whatever it is called.
+    // Events about other objects are recorded too, whatever their type.
     for event_type in ["organization.created", "user.invented"] {
         let event = json!({"type": event_type, "object": "event", "data": {"id": "other_1"}});
         assert_eq!(service.post(&post(&event)).word(), "ignored");
@@ -590,7 +590,7 @@ fn the_newest_deliveries_are_listed(host: &mut Host) {
     service.stop();
 }
 
-/// The path of a link, as a browser goes there.
+/// The path that a browser requests for this link.
 fn followed(page: &str, folder: &str, id: &str) -> String {
     let base = url::Url::parse("http://127.0.0.1/").expect("a URL");
     let links = page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
@@ -637,10 +637,10 @@ fn names_of_people_are_never_code(host: &mut Host) {
     for code in ["<script>alert", "<img src=x", "onload='x'\""] {
         assert!(!page.contains(code) && !revealed.contains(code), "{code}");
     }
-    // What nobody sees, and what turns the text around, is written out.
+    // Invisible characters, and characters that reverse the text, are shown as escapes.
     assert!(revealed.contains(r"\u202egnp.exe\u2066\u200b"), "{revealed}");
     assert!(!revealed.contains(['\u{202e}', '\u{2066}', '\u{200b}']), "{revealed}");
-    // Types and ids come from outside as well.
+    // Types and ids come from outside too.
     let odd = post(&json!({"type": "<b>odd</b>", "object": "event", "data": {"id": "user_<i>"}}));
     assert_eq!(service.post(&odd).word(), "ignored");
     let deliveries = browser.see("/deliveries");
@@ -648,7 +648,7 @@ fn names_of_people_are_never_code(host: &mut Host) {
     service.stop();
 }
 
-/// A service that keeps every kind.
+/// Start a service that syncs every kind.
 fn serve_all(host: &mut Host) -> Service {
     host.set("SYNC_ENTITIES", "all");
     serve(host)
@@ -727,7 +727,7 @@ fn objects_of_every_kind_have_pages_that_lead_to_each_other(host: &mut Host) {
             "{stranger}: {answer:?}"
         );
     }
-    // What came before the organization itself is found by its id.
+    // A membership that arrived before its organization is found by the organization's id.
     applied(&service, &membership("orgmem_2", "org_2", "user_1"));
     links(&browser.see("/organizations/org_2"), &["/organization_memberships/orgmem_2"]);
 
@@ -736,10 +736,10 @@ fn objects_of_every_kind_have_pages_that_lead_to_each_other(host: &mut Host) {
     let page = browser.see("/organizations/org_1");
     assert!(page.contains("There is no row: the organization is deleted."), "{page}");
     assert!(page.contains("<dt>Deleted for good</dt><dd>yes</dd>"), "{page}");
-    assert!(!page.contains("orgmem_1"), "it went with its organization: {page}");
+    assert!(!page.contains("orgmem_1"), "the membership was deleted with its organization: {page}");
     let page = browser.see("/organization_memberships/orgmem_1");
     assert!(page.contains("There is no row: the membership is deleted."), "{page}");
-    // What came too late left nothing, and has no page.
+    // A stale membership left nothing, so it has no page.
     assert_eq!(service.post(&membership("orgmem_3", "org_1", "user_1")).word(), "stale");
     let deliveries = browser.see("/deliveries");
     links(&deliveries, &["/organizations/org_1", "/organization_memberships/orgmem_1"]);
@@ -785,7 +785,7 @@ fn what_is_private_of_an_organization_is_masked_until_that_is_written_down(host:
     let revealed = browser.press(&page, "/organizations/org_1", "reveal").body;
     assert!(revealed.contains("ref-7731") && revealed.contains("ORGANIZATION_REVEALED"), "{revealed}");
     assert_eq!(host.count("audit_log WHERE action = 'ORGANIZATION_REVEALED' AND source = 'dashboard'"), 1);
-    assert!(!browser.see("/organizations/org_1").contains("ref-7731"), "only once");
+    assert!(!browser.see("/organizations/org_1").contains("ref-7731"), "the reveal lasts for one page");
     service.stop();
 }
 

@@ -1,5 +1,5 @@
-//! `doctor` finds every fault that is planted, names what mends it, and goes on to the others; where the remedy is a
-//! statement or a command, it is carried out and the fault is gone. `stats` counts what is there.
+//! `doctor` finds every fault that these tests create, reports the remedy, and continues with the other checks. Where the remedy
+//! is a statement or a command, the test runs it, and the fault is gone. `stats` counts the rows.
 
 use std::{fs, path::Path};
 
@@ -41,7 +41,7 @@ on_each_keeper!(
     what_is_there_is_counted,
 );
 
-/// What `doctor` found.
+/// The findings of a run of `doctor`.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) code: i32,
@@ -49,7 +49,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// The lines of a check.
+    /// The findings of a check.
     pub(crate) fn of(&self, check: &str) -> Vec<&Value> {
         self.findings.iter().filter(|finding| finding["check"] == check).collect()
     }
@@ -60,7 +60,7 @@ impl Report {
         lines[0]["status"].as_str().unwrap()
     }
 
-    /// Insist that this was found, of this status, and give the remedy.
+    /// Assert that this was found with this status. Returns the remedy.
     pub(crate) fn remedy(&self, check: &str, status: &str, found: &str) -> &str {
         let line = self.of(check).into_iter().find(|line| {
             line["status"] == status && line["found"].as_str().is_some_and(|text| text.contains(found))
@@ -69,7 +69,7 @@ impl Report {
         line["remedy"].as_str().unwrap_or_else(|| panic!("no remedy: {line}"))
     }
 
-    /// Insist that nothing else failed.
+    /// Assert that no other check failed.
     fn only_fails(&self, checks: &[&str]) {
         for finding in &self.findings {
             let check = finding["check"].as_str().unwrap();
@@ -98,13 +98,13 @@ pub(crate) fn doctor(host: &Host, arguments: &[&str]) -> Report {
     Report { code, findings }
 }
 
-/// A host with tables, a Clerk to ask, and nothing wrong.
+/// Migrate the host's database, and start a fake Clerk.
 fn prepare(host: &mut Host) -> Clerk {
     host.run(&["migrate"]).succeeded();
     Clerk::of(host, 3)
 }
 
-/// What a database holds, as far as anybody could have changed it.
+/// The row counts of the tables that `doctor` must not change.
 fn contents(host: &Host) -> Vec<Vec<String>> {
     let tables = ["users", "processed_webhooks", "entity_versions", "audit_log", "webhook_queue"];
     let counts = tables.map(|table| format!("SELECT count(*) AS n FROM {table}"));
@@ -124,7 +124,7 @@ fn where_nothing_is_wrong_everything_is_ok_and_nothing_is_written(host: &mut Hos
     host.set("CRM_SECRET", SECRET);
     host.set("CLERK_INSTANCE_ID", INSTANCE);
     let service = host.serve();
-    // Both secrets are those of the service, and each is tried.
+    // The service has both secrets, and `doctor` tries each of them.
     host.set("PORT", &service.public.port().to_string());
     let before = contents(host);
     let report = doctor(host, &[]);
@@ -153,12 +153,12 @@ fn where_nothing_is_wrong_everything_is_ok_and_nothing_is_written(host: &mut Hos
     ] {
         assert_eq!(report.status(check), "ok", "{report:#?}");
     }
-    // How much is left on this machine is nobody's fault.
+    // The test machine may be short of space, so the status is not checked.
     assert_eq!(report.of("disk").len(), 1);
-    assert_eq!(contents(host), before, "nothing is recorded");
+    assert_eq!(contents(host), before, "doctor writes no rows");
     let answered = r#"clerk_sync_webhooks_total{event="other",outcome="ignored",kind="other"}"#;
     assert_eq!(service.metric(answered), Some(1.0));
-    // It must not look as if Clerk had sent something.
+    // The probe must not look like an event from Clerk.
     assert!(service.metric("clerk_sync_last_event_timestamp_seconds").is_none_or(|at| at == 0.0));
     let asked = receiver.one();
     assert_eq!((asked.method.as_str(), asked.body.len()), ("HEAD", 0));
@@ -188,7 +188,7 @@ fn a_service_with_another_secret_is_found(host: &mut Host) {
     let remedy = report.remedy("webhook secret", "fail", "invalid_signature");
     assert!(remedy.contains("another CLERK_WEBHOOK_SIGNING_SECRET: restart it"), "{remedy}");
     report.only_fails(&["webhook secret"]);
-    // Each of several is tried.
+    // With several secrets, each is tried.
     host.set("CLERK_WEBHOOK_SIGNING_SECRET", &format!("{SECRET},{OTHER_SECRET}"));
     let report = doctor(host, &["--url", &url]);
     assert_eq!(report.of("webhook secret").len(), 2, "{report:#?}");
@@ -197,7 +197,7 @@ fn a_service_with_another_secret_is_found(host: &mut Host) {
     assert_eq!(doctor(host, &["--url", &url]).status("webhook secret"), "ok");
     assert_eq!(contents(host), before);
     service.stop();
-    // Nobody there is a failure only where somebody was said to be.
+    // A missing service fails the check only if a URL was given.
     let report = doctor(host, &["--url", &url]);
     assert_eq!(report.code, 69, "{report:#?}");
     report.remedy("webhook secret", "fail", "no connection");
@@ -269,10 +269,10 @@ fn a_database_that_is_away_is_found(host: &mut Host) {
     for check in ["version", "privileges", "migrations", "tables", "foreign keys", "database clock"] {
         assert_eq!(report.status(check), "skip", "{report:#?}");
     }
-    assert_eq!(report.status("clerk key"), "ok", "the rest is looked at");
+    assert_eq!(report.status("clerk key"), "ok", "the other checks still run");
 }
 
-/// A user of the server who owns nothing, and goes at the end of the test.
+/// A database user that owns nothing; it is dropped at the end of the test.
 pub(crate) struct Role<'a> {
     host: &'a Host,
     pub(crate) name: String,
@@ -296,7 +296,7 @@ impl<'a> Role<'a> {
         Self { host, url: url.to_string(), name }
     }
 
-    /// What it finds.
+    /// Run `doctor` as this user.
     pub(crate) fn doctor(&self) -> Report {
         doctor(self.host, &["--database-url", &self.url])
     }
@@ -321,7 +321,7 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
         permissions.set_readonly(true);
         fs::set_permissions(&path, permissions).unwrap();
         if fs::OpenOptions::new().append(true).open(&path).is_ok() {
-            skip("unprivileged", "root may write to what nobody may write to");
+            skip("unprivileged", "root may write to read-only files");
             return;
         }
         let report = doctor(host, &[]);
@@ -331,7 +331,7 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
     }
     let schema = host.schema.clone();
     let role = Role::new(host);
-    // One grant after the other, as the report asks for them.
+    // Grant what each finding asks for.
     let report = role.doctor();
     assert_eq!(report.code, 78, "{report:#?}");
     assert!(!report.findings.iter().any(|finding| finding["found"].as_str().unwrap().contains("hunter2")));
@@ -346,7 +346,7 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
     let report = role.doctor();
     assert_eq!((report.code, report.status("privileges")), (0, "ok"), "{report:#?}");
     assert_eq!((report.status("migrations"), report.status("tables")), ("ok", "ok"));
-    // That was enough to work with.
+    // These grants are sufficient for the service.
     let service = host.serve_with(&["--database-url", &role.url]);
     let at = milliseconds() - 60_000;
     for event in [
@@ -361,7 +361,7 @@ fn a_missing_privilege_is_found_and_the_remedy_mends_it(host: &mut Host) {
 
 fn what_a_restore_left_out_is_found_and_the_remedy_mends_it(host: &mut Host) {
     if !host.keeper.is_mysql() {
-        // The others restore all or nothing.
+        // The other databases restore everything or nothing.
         return;
     }
     let _clerk = prepare(host);
@@ -377,7 +377,7 @@ fn what_a_restore_left_out_is_found_and_the_remedy_mends_it(host: &mut Host) {
     host.run(&["migrate"]).succeeded();
     let report = doctor(host, &[]);
     assert_eq!((report.code, report.status("tables")), (0, "ok"), "{report:#?}");
-    // A server for tests may be told to write later.
+    // A test server may be configured to flush later, which is another finding.
     let settings = report.of("settings");
     assert!(!settings.iter().any(|finding| finding["found"].to_string().contains("triggers")), "{report:#?}");
 }
@@ -397,7 +397,7 @@ fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     host.run(&["migrate"]).succeeded();
     assert_eq!(doctor(host, &[]).status("migrations"), "ok");
     if host.keeper == Keeper::Postgres {
-        // Whoever does not own the tables cannot apply migrations.
+        // A user that does not own the tables cannot apply migrations.
         host.sql("DELETE FROM _clerk_sync_migrations WHERE version = 5; DROP TABLE activity");
         let role = Role::new(host);
         let schema = &host.schema;
@@ -410,7 +410,7 @@ fn a_pending_migration_is_found_and_left_pending(host: &mut Host) {
     }
 }
 
-/// Somebody ran a newer version.
+/// Record a migration of a newer version.
 fn from_the_future(host: &Host) {
     host.sql(
         "INSERT INTO _clerk_sync_migrations (version, name, checksum, applied_at)
@@ -448,7 +448,7 @@ fn a_clock_ten_minutes_off_clerks_is_found(host: &mut Host) {
         report.only_fails(&["clerk clock"]);
         assert_eq!(report.status("database clock"), "ok");
     }
-    // Without a key it is seen as well: any answer has a date.
+    // Without a key, the clock is checked too, because every answer has a date.
     host.unset("CLERK_SECRET_KEY");
     let report = doctor(host, &[]);
     assert_eq!((report.code, report.status("clerk key")), (1, "ok"), "{report:#?}");
@@ -465,8 +465,8 @@ fn a_key_that_clerk_does_not_know_is_found(host: &mut Host) {
     let remedy = report.remedy("clerk key", "fail", "clerk_key_invalid");
     assert!(remedy.contains("CLERK_SECRET_KEY") && remedy.contains("Dashboard"), "{remedy}");
     report.only_fails(&["clerk key"]);
-    assert_eq!(report.status("clerk clock"), "ok", "a refusal has a date too");
-    // What has not even the form of a key goes nowhere.
+    assert_eq!(report.status("clerk clock"), "ok", "a refusal has a date as well");
+    // A value that does not have the form of a key is never sent.
     host.set("CLERK_SECRET_KEY", "hunter2");
     let report = doctor(host, &[]);
     report.remedy("secrets", "fail", "CLERK_SECRET_KEY");
@@ -481,7 +481,7 @@ fn a_key_of_another_instance_is_found(host: &mut Host) {
     let remedy = report.remedy("clerk key", "fail", "CLERK_INSTANCE_ID is ins_another");
     assert!(remedy.contains(&format!("CLERK_INSTANCE_ID={INSTANCE}")), "{remedy}");
     host.unset("CLERK_INSTANCE_ID");
-    // The users of this database came from a third one.
+    // The users in this database come from a third instance.
     host.sql(&format!(
         "INSERT INTO clerk_instance (one, instance_id) VALUES ({}, 'ins_third')",
         host.truth()
@@ -491,7 +491,7 @@ fn a_key_of_another_instance_is_found(host: &mut Host) {
     let remedy = report.remedy("clerk key", "fail", "came from ins_third");
     assert!(remedy.contains("--change-instance"), "{remedy}");
     report.only_fails(&["clerk key"]);
-    // Or nobody's at all.
+    // Or from the sample instance.
     host.sql("UPDATE clerk_instance SET instance_id = 'ins_sample'");
     doctor(host, &[]).remedy("database", "warn", "made-up users");
 }
@@ -510,7 +510,7 @@ fn a_dead_sink_is_found(host: &mut Host) {
     let report = doctor(host, &[]);
     assert_eq!(report.code, 0, "{report:#?}");
     report.remedy("sink crm", "warn", "answers 502");
-    // A secret that is missing is told, and the sink looked for all the same.
+    // A missing secret is reported, and the sink is still probed.
     host.unset("CRM_SECRET");
     let report = doctor(host, &[]);
     assert_eq!(report.code, 78, "{report:#?}");
@@ -547,7 +547,7 @@ fn what_was_left_behind_is_found_with_the_command_that_tends_it(host: &mut Host)
     assert!(remedy.contains("`clerk-sync erase report`"), "{remedy}");
     let shown = host.run(&["doctor"]).succeeded();
     assert!(shown.contains("warn  queue ") && !shown.contains("user_"), "{shown}");
-    // The commands do what was said of them.
+    // The suggested commands fix the findings.
     host.run(&["queue", "discard", "--all", "--yes"]).succeeded();
     host.run(&["outbox", "resume", "news"]).succeeded();
     host.run(&["outbox", "retry", "--sink", "crm"]).succeeded();
@@ -572,7 +572,7 @@ fn a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it(host: &mut Ho
         "orders".to_owned()
     };
     if host.keeper.is_mysql() {
-        // InnoDB makes an index for every foreign key that has none.
+        // InnoDB creates a missing index for every foreign key.
         assert_eq!(doctor(host, &[]).status("foreign keys"), "ok");
         return;
     }
@@ -595,14 +595,14 @@ fn a_foreign_key_without_an_index_is_found_and_the_remedy_mends_it(host: &mut Ho
     host.sql(by_clerk_id);
     let report = doctor(host, &[]);
     assert_eq!(report.status("foreign keys"), "ok", "{report:#?}");
-    // The key of the table itself is an index too.
+    // The table's primary key counts as an index.
     let profiles = orders.replace("orders", "profiles");
     host.sql(
         &format!("CREATE TABLE {profiles} (id integer PRIMARY KEY REFERENCES users (id))")
             .replace("integer", if concurrently { "bigint" } else { "integer" }),
     );
     assert_eq!(doctor(host, &[]).status("foreign keys"), "ok");
-    // A row of any kind is deleted.
+    // Rows of every kind can be deleted, so foreign keys to them count too.
     for (name, to) in [("invoices", "organizations"), ("seats", "organization_memberships")] {
         let table = orders.replace("orders", name);
         host.sql(&format!("CREATE TABLE {table} (id integer, owner text REFERENCES {to} (clerk_id))"));
@@ -631,7 +631,7 @@ fn a_broken_env_file_is_told_by_its_lines_and_the_rest_is_looked_at_all_the_same
     let url = host.get("DATABASE_URL").to_owned();
     host.unset("DATABASE_URL");
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
-    // What stands behind a quote that is not closed counts too.
+    // The lines after an unclosed quote are read too.
     let behind = format!("CRM=\"hunter2\nSYNC_FIELDS=email\nDATABASE_URL='{url}'\n");
     host.write(".env", &format!("hunter2 hunter2\nCLERK_WEBHOOK_SIGNING_SECRET=hunter2 hunter2\n{behind}"));
     let report = doctor(host, &[]);
@@ -639,10 +639,10 @@ fn a_broken_env_file_is_told_by_its_lines_and_the_rest_is_looked_at_all_the_same
     let remedy = report.remedy("configuration", "fail", ".env: lines 1 and 3 cannot be understood");
     assert!(remedy.contains("NAME=value"), "{remedy}");
     report.remedy("secrets", "fail", "line 2 of .env cannot be understood");
-    assert_eq!(report.of("secrets").len(), 1, "nobody says that it is not set: {report:#?}");
+    assert_eq!(report.of("secrets").len(), 1, "no finding claims that the secret is not set: {report:#?}");
     report.only_fails(&["configuration", "secrets"]);
     assert_eq!((report.status("database"), report.status("webhook secret")), ("ok", "skip"));
-    // Which database it is that line does not say, and no other is looked at.
+    // If the line with the database's URL is broken, no other database is checked.
     host.write(".env", &behind.replace("DATABASE_URL='", "DATABASE_URL=hunter2 '"));
     let report = doctor(host, &[]);
     report.remedy("configuration", "fail", "DATABASE_URL (--database-url): line 3 of .env");
@@ -663,8 +663,12 @@ fn a_misspelt_variable_is_told_with_the_one_that_is_meant(host: &mut Host) {
         let remedy = report.remedy("configuration", "warn", name);
         assert!(remedy.contains(meant), "{remedy}");
     }
-    assert_eq!(report.of("configuration").len(), 4, "the application's own are not mentioned: {report:#?}");
-    // The usual other name of the secret.
+    assert_eq!(
+        report.of("configuration").len(),
+        4,
+        "the application's own variables are not mentioned: {report:#?}"
+    );
+    // Another common name for the secret.
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
     host.write(".env", &format!("WEBHOOK_SECRET={SECRET}\n"));
     let report = doctor(host, &[]);
@@ -694,7 +698,7 @@ fn every_fault_of_a_bad_night_is_told_in_one_run(host: &mut Host) {
     ] {
         report.remedy(check, "fail", found);
     }
-    // Reachability counts for more than anything but the configuration.
+    // An unreachable dependency decides the exit code, unless the configuration is broken.
     fs::remove_file(host.path(".env")).unwrap();
     let clerk = Clerk::of(host, 0);
     clerk.fake.behave(Behaviour::default());
@@ -725,7 +729,7 @@ fn what_is_not_there_yet_is_not_made(host: &mut Host) {
         let stats = host.run(&["stats"]);
         assert_eq!(stats.code, Some(78), "{stats:?}");
         assert!(!Path::new(&host.path("users.db")).exists());
-        // A file of the application's own stays as it is, down to the last byte.
+        // A file that belongs to the application stays unchanged, byte for byte.
         let other = host.path("other.db");
         Connection::sqlite(&other)
             .unwrap()
@@ -750,7 +754,7 @@ fn people_see_one_line_a_check_and_the_remedy_below(host: &mut Host) {
     assert_eq!(lines[at + 1].find("→ set ADMIN_TOKEN"), Some(column), "{}", finished.stdout);
     assert!(lines.iter().any(|line| line.starts_with("ok    database ")), "{}", finished.stdout);
     assert!(finished.stdout.contains("1 fail"), "{}", finished.stdout);
-    // Colours are for terminals that want them.
+    // Only terminals get colours, and only if they want them.
     assert!(!finished.stdout.contains('\x1b'));
     let Some(seen) = host.run_at_terminal(&["doctor"], "") else { return };
     assert!(seen.stdout.contains("\x1b[1;31mfail"), "{}", seen.stdout);
@@ -785,7 +789,7 @@ fn what_is_there_is_counted(host: &mut Host) {
     assert_eq!(stats["users"]["erased"], 1, "{stats:#}");
     assert_eq!(stats["events_24h"], json!({ "applied": 4, "ignored": 1 }), "{stats:#}");
     assert_eq!(stats["queue"], json!({ "pending": 0, "dead": 1 }));
-    assert!(stats["stream"].is_null(), "there is none: {stats:#}");
+    assert!(stats["stream"].is_null(), "the service has no stream: {stats:#}");
     assert_eq!(stats["tables"]["users"]["rows"], 2);
     assert_eq!(stats["tables"]["entity_versions"]["rows"], 3);
     assert_eq!(stats["tables"].as_object().unwrap().len(), TABLES.len());
@@ -809,7 +813,7 @@ fn what_is_there_is_counted(host: &mut Host) {
     assert!(host.run(&["stats", "--help"]).succeeded().contains("Examples:"));
     service.stop();
     if host.keeper == Keeper::Postgres {
-        // A large table is not counted, and says so.
+        // A large table is estimated instead of counted, and the output shows this.
         host.sql("INSERT INTO leases SELECT 'lease_' || n, 'x', now() FROM generate_series(1, 600000) AS n");
         host.sql("ANALYZE leases");
         let stats = counted();
@@ -819,7 +823,7 @@ fn what_is_there_is_counted(host: &mut Host) {
     }
 }
 
-/// A restore may leave a sequence behind, and the service may own none of it.
+/// A restore may leave a sequence behind its table, and the service may not own the sequence.
 #[test]
 fn a_sequence_left_behind_that_is_not_ours_to_set_is_named_with_the_statement_that_mends_it() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
@@ -840,7 +844,7 @@ fn a_sequence_left_behind_that_is_not_ours_to_set_is_named_with_the_statement_th
     url.set_password(None).unwrap();
     host.set("DATABASE_URL", url.as_str());
     if Connection::postgres(url.as_str(), "public").is_err() {
-        return skip("roles", "TEST_POSTGRES_URL wants passwords");
+        return skip("roles", "TEST_POSTGRES_URL requires passwords");
     }
     let service = host.serve_with(&["--no-migrate"]);
     let new = post(&user("user.created", &unique("user_"), milliseconds(), "Ada"));

@@ -1,5 +1,5 @@
-//! People leave: with a receipt, at once or when the time is over for which that is held back, out of every table, and for
-//! good even if a backup comes back.
+//! Erasures: with a receipt, at once or after the grace period, from every table, and permanently even if a backup is
+//! restored.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -68,7 +68,7 @@ on_each_store! {
     a_receipt_keeps_the_older_request_and_once_completed_stays_so,
     open_receipts_are_listed_the_oldest_first_and_counted_by_destination,
 
-    // Held back.
+    // During the grace period.
     while_it_is_held_back_the_row_is_marked_and_updates_go_on,
     while_it_is_held_back_sinks_hear_what_they_heard_before_and_nothing_of_the_mark,
     a_deletion_that_is_taken_back_leaves_the_user_whole,
@@ -117,7 +117,7 @@ async fn release_due(world: &World) -> u64 {
     erasure::release_due(&*world.store, &world.rules, &clock(world)).await.unwrap()
 }
 
-/// The receipt of this database, if there is one.
+/// This database's receipt for the user, if it exists.
 async fn receipt(world: &World, id: &str) -> Option<Receipt> {
     let mut receipts = world.store.receipts_of(&clerk_id(id)).await.unwrap();
     assert!(receipts.len() <= 1, "{receipts:?}");
@@ -150,7 +150,7 @@ async fn an_erasure_leaves_a_receipt_and_that_of_a_stranger_none(mut world: Worl
     assert_eq!(world.deliver(&Event::deleted("user_2", 1000)).await, Applied);
     assert_eq!(receipt(&world, "user_2").await, None);
     assert!(is_deleted(&world, "user_2").await);
-    // Once more changes nothing.
+    // A second deletion changes nothing.
     let before = receipt(&world, "user_1").await;
     assert_eq!(world.deliver(&Event::deleted("user_1", 2000)).await, Stale);
     assert_eq!(receipt(&world, "user_1").await, before);
@@ -194,7 +194,7 @@ async fn an_erasure_by_hand_whose_row_resists_is_tried_again_without_end(mut wor
     world.deliver(&Event::created("user_1")).await;
     resist(&mut world, &["user_1"]).await;
     assert_eq!(erase(&world, "user_1").await, Fate::Resists);
-    assert_eq!(erase(&world, "user_1").await, Fate::Resists, "asking again makes it wait once");
+    assert_eq!(erase(&world, "user_1").await, Fate::Resists, "a second request adds no second delivery");
     let parked = world.parked().await;
     assert!(plain(&parked["svix_id"]).starts_with("erase_"));
     assert_eq!((&parked["state"], &parked["event_type"]), (&json!("pending"), &json!("user.deleted")));
@@ -263,7 +263,7 @@ async fn open_receipts_are_listed_the_oldest_first_and_counted_by_destination(wo
             receipts.push(Receipt {
                 clerk_id: clerk_id(&format!("user_{number:02}")),
                 destination: destination.to_owned(),
-                // Two of each time.
+                // Two receipts for each time.
                 requested_at: after(100 - number / 2),
                 completed_at: (!is_open).then(|| after(200)),
                 attempts: 1,
@@ -310,10 +310,10 @@ async fn while_it_is_held_back_the_row_is_marked_and_updates_go_on(mut world: Wo
     assert_eq!(world.audit().await, ["USER_CREATED user_1", "USER_DELETION_HELD user_1"]);
     assert_eq!(world.count("audit_actors").await, 1, "a deletion stores no actor");
     let row = world.store.row(&clerk_id("user_1")).await.unwrap().unwrap();
-    assert!(row.standing().is_none(), "to others the user is gone");
+    assert!(row.standing().is_none(), "readers do not see the user");
     assert!(world.store.rows(&USER, &clerk_sync::store::RowFilter::default(), 10).await.unwrap().is_empty());
 
-    // What happened before the deletion may come after it; and what is older stays old.
+    // An event from before the deletion may arrive after it; an event older than the row stays stale.
     let marked_at = world.now;
     world.pass(TimeDelta::hours(1));
     assert_eq!(world.deliver(&Event::updated("user_1", 4000).set("first_name", "Augusta")).await, Applied);
@@ -339,13 +339,13 @@ async fn while_it_is_held_back_sinks_hear_what_they_heard_before_and_nothing_of_
     let both: Vec<String> = people.iter().flat_map(|id| told(id, &["created", "updated"])).collect();
     assert_eq!(standing(&world, "crm").await, both);
 
-    // Whoever took it back has told the sink nothing that would have to be taken back as well.
+    // Before the cancellation the sink received nothing about the mark, so nothing must be withdrawn.
     world.pass(TimeDelta::days(1));
     assert_eq!(cancel(&world, "user_1").await, Fate::Kept);
     assert_eq!(standing(&world, "crm").await, both);
     world.pass(TimeDelta::days(6));
     assert_eq!(release_due(&world).await, 1);
-    // What was not told yet goes, and the deletion is told.
+    // Undelivered messages are withdrawn, and the deletion is sent.
     let end = [told("user_1", &["created", "updated"]), told("user_2", &["deleted"])].concat();
     assert_eq!(standing(&world, "crm").await, end);
 }
@@ -378,7 +378,7 @@ async fn a_deletion_that_is_taken_back_leaves_the_user_whole(mut world: World) {
     world.pass(TimeDelta::days(6));
     assert_eq!(release_due(&world).await, 0);
     assert_eq!(world.deliver(&Event::updated("user_1", 6000).set("first_name", "Augusta")).await, Applied);
-    // And it can be deleted again.
+    // The user can be deleted again.
     assert_eq!(world.deliver(&Event::deleted("user_1", 7000)).await, Applied);
     assert_eq!(held_until(&world, "user_1").await, Some(world.now + TimeDelta::days(7)));
 }
@@ -394,7 +394,7 @@ async fn a_mark_of_the_application_is_neither_taken_away_nor_the_time_of_a_reque
         world.sql(&format!("UPDATE users SET deleted_at = '{mark}' WHERE clerk_id = '{id}'")).await;
         Some(time(&mark.into()).timestamp_millis())
     };
-    // Set before the deletion, and while it is held back.
+    // The application's mark, set before the deletion or during the grace period.
     let theirs = set(&world, "user_1").await;
     let asked = world.now;
     world.deliver_all(&["user_1", "user_2", "user_3"].map(|id| Event::deleted(id, 1000))).await;
@@ -404,7 +404,7 @@ async fn a_mark_of_the_application_is_neither_taken_away_nor_the_time_of_a_reque
         assert_eq!(cancel(&world, id).await, Fate::Kept);
         assert_eq!(marked(&world, id).await, theirs, "{id}");
     }
-    // It is a new request, and no older than that.
+    // A second deletion is a new request with its own time.
     world.pass(TimeDelta::days(1));
     world.deliver(&Event::deleted("user_1", 2000)).await;
     world.pass(TimeDelta::days(7));
@@ -439,7 +439,7 @@ async fn when_the_time_is_over_nothing_is_left(mut world: World) {
         let receipt = receipt(&world, id).await.unwrap();
         assert_eq!((receipt.requested_at, receipt.completed_at), (asked, Some(world.now)));
     }
-    assert!(!is_deleted(&world, "user_3").await, "this one has a day left");
+    assert!(!is_deleted(&world, "user_3").await, "the grace period of user_3 lasts another day");
     assert_eq!(world.deliver(&Event::updated("user_1", 9000)).await, Stale);
     assert_eq!(cancel(&world, "user_1").await, Fate::Gone);
 }
@@ -466,7 +466,7 @@ async fn a_second_deletion_waits_with_the_first(mut world: World) {
     world.pass(TimeDelta::days(1));
     assert_eq!(world.deliver(&Event::deleted("user_1", 1002)).await, Stale);
     assert_eq!(erase(&world, "user_1").await, Fate::Held(until));
-    // Nor does it matter that nothing is held back any more.
+    // Changing the grace period to zero does not change that.
     world.rules.grace = TimeDelta::zero();
     assert_eq!(world.deliver(&Event::deleted("user_1", 1003)).await, Stale);
     assert_eq!(held_until(&world, "user_1").await, Some(until));
@@ -516,8 +516,8 @@ async fn a_mark_that_the_application_refuses_holds_nothing_up(mut world: World) 
     assert!(world.user("user_1").await.is_none());
 }
 
-/// The application skips the statements that delete and change users. MariaDB and MySQL skip none: there it takes back every
-/// change, and refuses a deletion.
+/// The application's triggers skip statements that delete or change users. MariaDB and MySQL cannot skip statements: there the
+/// triggers revert every change, and refuse a deletion.
 async fn keep_without_a_word(world: &World) {
     let names = USER.fields().map(Field::name).chain(["clerk_id", "updated_at", "synced_at", "deleted_at"]);
     let taken_back = names.map(|name| format!("new.{name} = old.{name}")).collect::<Vec<_>>().join(", ");
@@ -541,7 +541,7 @@ async fn a_row_that_a_trigger_keeps_without_a_word_is_no_erasure(mut world: Worl
     assert_eq!(world.deliver(&Event::deleted("user_1", 1000)).await, Parked);
     assert_eq!(receipt(&world, "user_1").await.unwrap().completed_at, None);
     assert!(is_deleted(&world, "user_1").await);
-    // Nor is an update that does not happen somebody else's doing.
+    // A skipped update is the application's refusal, too, and not the effect of another process.
     if matches!(world.keeper, Keeper::Postgres | Keeper::Sqlite) {
         assert_eq!(world.deliver(&Event::updated("user_2", 1000).set("first_name", "Augusta")).await, Parked);
     }
@@ -629,7 +629,7 @@ async fn an_erasure_and_who_takes_it_back_cannot_pass_each_other(mut world: Worl
     assert_eq!(kept + released, ids.len() as u64);
 }
 
-/// Personal data of one of many, which a search can find.
+/// A user with searchable personal data.
 fn person(number: usize) -> Event {
     Event::created(&format!("user_{number:05}"))
         .set("first_name", format!("Givenname{number}"))
@@ -655,8 +655,8 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
     for start in (0..people).step_by(100) {
         let numbers = start..(start + 100).min(people);
         world.deliver_all(&numbers.clone().map(person).collect::<Vec<_>>()).await;
-        // For one sink every message waits; for the other they are on their way, were taken, are dead, or are to be
-        // tried again.
+        // All messages of one sink are pending. Those of the other are under way, delivered, dead, or waiting for a
+        // retry.
         let claimed = world.store.claim_messages("mail", BEGINNING, &lease(&world), 100).await.unwrap();
         let error = || "status 500".to_owned();
         let ended: Vec<(Claimed, Ending)> = (claimed.into_iter().zip([0, 1, 2, 3].into_iter().cycle()))
@@ -670,7 +670,7 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
         assert_eq!(world.finish(&ended).await, Ok(ended.len() as u64));
         let (mut more, mut queued) = (Vec::new(), Vec::new());
         for number in numbers.clone() {
-            // Waiting, dead, and of no known user.
+            // Pending, dead, and without a known user.
             let later = person(number).after(1000).again();
             match number % 4 {
                 0 if number % 100 == 0 => more.push(later.set("first_name", "Bad")),
@@ -680,13 +680,13 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
                 _ => more.push(later.set("last_name", format!("Familyname{number}-Byron"))),
             }
         }
-        // On a machine that is busy a batch of which some are refused may not end in time, and Svix brings the rest again.
+        // On a busy machine, a batch with refusals may exceed its deadline. Svix would deliver the rest again.
         while !more.is_empty() {
             let mut results = world.try_deliver_all(&more).await.into_iter();
             more.retain(|_| results.next().is_some_and(|result| result.is_err()));
         }
         world.enqueue(&queued).await;
-        // Every third has an order, and so has to be anonymised.
+        // Every third user has an order, and is therefore anonymised.
         let orders: Vec<String> = numbers
             .filter(|number| number % 3 == 0)
             .map(|number| format!("INSERT INTO orders (id, clerk_id) VALUES ({number}, 'user_{number:05}');"))
@@ -703,9 +703,9 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
         assert!(dump.contains(trace), "{trace} was never there");
     }
     if let Some(dump) = world.backup() {
-        assert!(TRACES.iter().all(|trace| contains(&dump, trace)), "a search of what is there finds it");
+        assert!(TRACES.iter().all(|trace| contains(&dump, trace)), "the search finds existing data");
     }
-    // Half of them at once, half after a while.
+    // Half of the users are erased at once, the others after a grace period.
     let deletions: Vec<Event> =
         (0..people).map(|number| Event::deleted(&format!("user_{number:05}"), 5000)).collect();
     let (now, later) = deletions.split_at(people / 2);
@@ -738,7 +738,7 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
     }
     assert_eq!(world.dump().await, dump);
 
-    // Each sink stands in the report until it has taken the deletion.
+    // The report lists each sink until it has confirmed the deletion.
     world.pass(TimeDelta::days(31));
     for sink in ["crm", "mail"] {
         assert_eq!(overdue(&world, sink).await, people, "{sink}");
@@ -750,7 +750,7 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
     assert_eq!(world.count("outbox_recipients").await, 0);
 }
 
-/// What waits for this sink is nothing but deletions, and it takes them all.
+/// Deliver all messages of this sink, which must be deletions.
 async fn take_deletions(world: &World, sink: &str) {
     loop {
         let claimed = world.store.claim_messages(sink, BEGINNING, &lease(world), 100).await.unwrap();
@@ -764,7 +764,7 @@ async fn take_deletions(world: &World, sink: &str) {
     }
 }
 
-/// How many erasures this sink has not confirmed within 30 days, by the report.
+/// The number of erasures that this sink has not confirmed within 30 days, from the report.
 async fn overdue(world: &World, sink: &str) -> usize {
     let before = world.now - TimeDelta::days(30);
     let (mut count, mut last) = (0, None);
@@ -778,7 +778,7 @@ async fn overdue(world: &World, sink: &str) -> usize {
     }
 }
 
-/// As text, or in a binary column.
+/// Whether the dump contains the text, as text or in a binary column.
 fn contains(dump: &str, trace: &str) -> bool {
     let hex = trace.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     dump.contains(trace) || dump.contains(&hex)
@@ -792,7 +792,7 @@ async fn a_list_of_erased_users_revives_nobody(mut world: World) {
     for table in TABLES.iter() {
         world.sql(&format!("CREATE TABLE backup_{0} AS SELECT * FROM {0}", table.name)).await;
     }
-    // Since the backup: two erased, one about to be, one who was never in it.
+    // Since the backup: two users were erased, one is in its grace period, and one was never in the backup.
     world
         .deliver_all(&[
             Event::deleted("user_2", 200),
@@ -806,15 +806,15 @@ async fn a_list_of_erased_users_revives_nobody(mut world: World) {
     assert_eq!(list.len(), 6);
     assert_eq!(list[5], r#"{"users":5}"#);
     assert_eq!(list[0], r#"{"clerk_id":"user_1","erased_at":"2025-12-31T00:00:00.223Z"}"#);
-    // What counts is when we erased them, and not when Clerk deleted them.
+    // The time of the erasure here counts, not the time of the deletion at Clerk.
     let since = export(&world, world.now).await;
     let named = |id: &str| since.iter().any(|line| line.contains(id));
     assert!(["user_2", "user_3", "user_4", "user_9"].into_iter().all(named), "{since:?}");
     assert_eq!(since.len(), 5, "{since:?}");
 
     restore(&world).await;
-    assert_eq!(world.count("users").await, 4, "they are back");
-    // Whoever was promised a week gets it, whatever is configured where the list is played.
+    assert_eq!(world.count("users").await, 4, "the backup has restored the users");
+    // A grace period that has begun is kept, whatever the settings at the time of the replay are.
     world.rules.grace = TimeDelta::zero();
     let read = erasure::read_list(&list.join("\n")).unwrap();
     let replay = async || erasure::replay(&*world.store, &read, &world.rules, &clock(&world)).await.unwrap();
@@ -842,7 +842,7 @@ async fn export(world: &World, since: DateTime<Utc>) -> Vec<String> {
     lines
 }
 
-/// Put every table back to what it was.
+/// Restore every table from its copy.
 async fn restore(world: &World) {
     world.empty().await;
     for table in TABLES.iter() {
@@ -866,7 +866,7 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
     world.deliver(&Event::updated("user_2", 1000).set("username", json!(null))).await;
     order(&world, 1, "user_3").await;
     crate::application::erase(&world, &[Event::deleted("user_3", 1000)], &[]).await;
-    // Marked by the application, and somebody all the same.
+    // A user that the application has marked is still a live user.
     let marked = "2026-01-01T00:00:00.000Z";
     world.sql(&format!("UPDATE users SET deleted_at = '{marked}' WHERE clerk_id = 'user_4'")).await;
     let keep: FieldSet =
@@ -889,13 +889,13 @@ async fn columns_that_left_the_allow_list_are_cleared_and_no_others(world: World
     for field in USER.fields().filter(|field| !keep.contains(*field)) {
         expected.profile.set(field, clerk_sync::model::Value::Null);
     }
-    assert_eq!(world.user("user_1").await.unwrap(), expected, "neither times nor what is synced");
+    assert_eq!(world.user("user_1").await.unwrap(), expected, "neither times nor selected columns change");
     assert_eq!(world.user("user_3").await.unwrap(), anonymised);
     assert_eq!(world.text("user_4", user::EMAIL).await, None);
     let again = minimize(&*world.store, &USER, keep, false).await.unwrap();
     assert_eq!((again.rows, again.columns.iter().map(|(_, count)| count).sum::<u64>()), (0, 0));
-    assert_eq!(world.count("audit_log").await, 6, "nothing happened to them");
-    assert!(!world.files_contain("+15555550100"), "the phone number is out of the file");
+    assert_eq!(world.count("audit_log").await, 6, "minimising writes no audit lines");
+    assert!(!world.files_contain("+15555550100"), "the file no longer contains the phone number");
 }
 
 async fn whom_the_application_protects_is_left_alone_and_counted(world: World) {
@@ -928,7 +928,7 @@ async fn dead_deliveries_are_forgotten_after_their_time_and_no_others(mut world:
     let mut left = world.column("SELECT svix_id FROM webhook_queue").await;
     left.sort();
     assert_eq!(left, [waiting.svix_id.clone(), dead[4].svix_id.clone()]);
-    // What waits is not dead, however long.
+    // A pending delivery is not dead, however old it is.
     assert_eq!(world.store.prune(Old::Dead, world.now + TimeDelta::days(1), 10).await.unwrap(), 1);
     assert_eq!(time(&world.parked().await["received_at"]), at(crate::world::NOW));
 }
@@ -937,11 +937,14 @@ async fn a_file_is_rewritten_only_after_an_erasure_and_only_if_it_is_not_too_lar
     let is_file = world.keeper == Keeper::Sqlite;
     let compact = async |at_most, since| world.store.compact(at_most, since).await.unwrap();
     world.deliver(&Event::created("user_1")).await;
-    assert!(!compact(u64::MAX, Some(DateTime::UNIX_EPOCH)).await, "nobody was erased");
+    assert!(!compact(u64::MAX, Some(DateTime::UNIX_EPOCH)).await, "no user was erased");
     world.deliver(&Event::deleted("user_1", 1000)).await;
     assert_eq!(compact(u64::MAX, Some(world.now)).await, is_file);
-    assert!(!compact(u64::MAX, Some(world.now + TimeDelta::milliseconds(1))).await, "not since then");
-    assert!(!compact(10, None).await, "too large");
+    assert!(
+        !compact(u64::MAX, Some(world.now + TimeDelta::milliseconds(1))).await,
+        "no user was erased since then"
+    );
+    assert!(!compact(10, None).await, "the file is larger than the limit");
     assert_eq!(compact(u64::MAX, None).await, is_file);
     assert_eq!(world.deliver(&Event::created("user_2")).await, Applied);
 }
@@ -955,7 +958,7 @@ async fn after_an_erasure_the_file_is_rewritten_once_a_day(world: World) {
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(retention.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(10);
-    // Of a server's own files nothing is rewritten, and nothing remembered.
+    // The files of a server are not rewritten, so no lease records it.
     let leases = if world.keeper == Keeper::Sqlite { 2 } else { 1 };
     while world.count("leases").await != leases {
         assert!(Instant::now() < deadline, "{:?}", world.dump().await);
@@ -963,10 +966,10 @@ async fn after_an_erasure_the_file_is_rewritten_once_a_day(world: World) {
     }
     shutdown.cancel();
     running.await.unwrap();
-    assert_eq!(world.count("leases WHERE name = 'retention'").await, 0, "given back");
+    assert_eq!(world.count("leases WHERE name = 'retention'").await, 0, "the lease is released");
     if world.keeper == Keeper::Sqlite {
         let again = world.store.hold_lease("compaction", "another", Duration::from_secs(1)).await.unwrap();
-        assert!(!again, "not again today, whoever asks");
+        assert!(!again, "the file is rewritten only once a day");
     }
 }
 
@@ -1021,7 +1024,11 @@ mod by_the_program {
             "stale"
         );
         assert_eq!(json_of(host, &["erase", "status", "user_3", "--json"])["state"], "unknown");
-        assert_eq!(host.run(&["erase", "status", "user_3"]).code, Some(1), "as `audit` says");
+        assert_eq!(
+            host.run(&["erase", "status", "user_3"]).code,
+            Some(1),
+            "the exit code is the same as that of `audit`"
+        );
         assert_eq!(host.run(&["erase", "now", "user_3", "--yes"]).code, Some(1));
         assert_eq!(host.run(&["erase", "now", "user_3"]).code, Some(2));
     }
@@ -1074,7 +1081,7 @@ mod by_the_program {
             assert_eq!(service.post(&post(&deletion(id, milliseconds()))).word(), "applied");
         }
         assert_eq!(host.count("users WHERE deleted_at IS NOT NULL"), 3);
-        // Alive at Clerk, all three: reported, and left alone.
+        // All three users are alive at Clerk, so they are reported and left alone.
         let report = host.run(&["reconcile", "--rate", "1000", "--json"]);
         let report: Value = serde_json::from_str(&report.stdout).unwrap();
         assert_eq!((&report["held_here"]["users"], &report["mended"]), (&json!(3), &json!(0)), "{report}");
@@ -1117,7 +1124,7 @@ mod by_the_program {
         assert_eq!(host.count("erasure_receipts WHERE completed_at IS NOT NULL"), 1);
     }
 
-    /// As docs/runbook.md says.
+    /// Follow the steps in docs/runbook.md.
     fn a_restored_backup_revives_nobody(host: &mut Host) {
         let service = host.serve();
         for id in ["user_1", "user_2", "user_3"] {
@@ -1140,7 +1147,7 @@ mod by_the_program {
         assert_eq!(service.post(&post(&deletion("user_1", milliseconds()))).word(), "applied");
         assert_eq!(host.run(&["erase", "user_2", "--yes"]).code, Some(0));
         let list = host.run(&["erase", "export"]).succeeded();
-        assert_eq!(list.lines().count(), 3, "two users, and the end: {list}");
+        assert_eq!(list.lines().count(), 3, "two users, and the line with the count: {list}");
         assert!(!list.contains("Ada") && !list.contains("example.com"), "{list}");
         let file = host.write("erased.jsonl", &list);
         service.stop();
@@ -1181,12 +1188,12 @@ mod by_the_program {
                 std::fs::copy(host.path("backup.db"), host.path("users.db")).unwrap();
             }
         }
-        assert_eq!(host.count("users"), 3, "they are back");
+        assert_eq!(host.count("users"), 3, "the backup has restored the users");
         for damaged in [format!("{list}user_3\n"), list[..list.len() / 2].to_owned(), String::new()] {
             let wrong = host.write("wrong.jsonl", &damaged);
             let refused = host.run(&["erase", "replay", &wrong]);
             assert_eq!(refused.code, Some(2), "{refused:?}");
-            assert_eq!(host.count("users"), 3, "a list that is damaged changes nothing");
+            assert_eq!(host.count("users"), 3, "a damaged list changes nothing");
         }
         let replayed = json_of(host, &["erase", "replay", &file, "--json"]);
         assert_eq!(replayed["erased"], 2, "{replayed}");

@@ -1,4 +1,4 @@
-//! The fake over real HTTP, as a client sees it.
+//! The fake over real HTTP, as a client would use it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,17 +26,17 @@ use url::form_urlencoded;
 
 use crate::service::SECRET;
 
-/// What the clock says at first: 2026-01-01T00:00:00Z.
+/// The first time of the clock: 2026-01-01T00:00:00Z.
 const NOW: i64 = 1_767_225_600_000;
 
-/// A fake, somebody with its key, and its clock.
+/// A fake, a client that has its key, and its clock.
 struct World {
     fake: Fake,
     client: Client,
     now: Arc<AtomicI64>,
 }
 
-/// What came back.
+/// A response from the fake.
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
@@ -103,7 +103,7 @@ impl World {
         answer.body["total_count"].as_u64().unwrap()
     }
 
-    /// Everybody, 500 at a time, without the cursor.
+    /// All users, 500 at a time, without the cursor.
     async fn everybody(&self) -> Vec<Value> {
         let mut users = Vec::new();
         for offset in (0..).step_by(500) {
@@ -125,7 +125,7 @@ fn number(user: &Value, name: &str) -> i64 {
     user[name].as_i64().unwrap()
 }
 
-/// The entry that is named as the primary one, if it is there.
+/// The entry that `primary_email_address_id` names, if it exists.
 fn primary_email(user: &Value) -> Option<&Value> {
     let emails = user["email_addresses"].as_array().unwrap();
     emails.iter().find(|email| email["id"] == user["primary_email_address_id"])
@@ -266,7 +266,8 @@ async fn the_cursor_meets_everybody_who_stays_once_while_others_come_and_go() {
             world.pass(Duration::from_secs(1));
             users.create();
             users.update(&page[7]).unwrap();
-            // One who was listed and one who perhaps was not, but not the one at whom the next page begins.
+            // Delete a listed user and another one that may not be listed yet, but never the last user of the page, which is the
+            // next cursor.
             for id in [page[50].clone(), users.ids()[(met.len() * 7) % users.len()].clone()] {
                 if id != page[99] && users.delete(&id).is_some() {
                     staying.remove(&id);
@@ -274,8 +275,8 @@ async fn the_cursor_meets_everybody_who_stays_once_while_others_come_and_go() {
             }
         }
         assert!(staying.len() > 2500, "most stay");
-        assert!(met.values().all(|times| *times == 1), "nobody twice");
-        assert!(staying.iter().all(|id| met.contains_key(id)), "nobody left out");
+        assert!(met.values().all(|times| *times == 1), "no user is listed twice");
+        assert!(staying.iter().all(|id| met.contains_key(id)), "no user is skipped");
     }
 }
 
@@ -314,7 +315,7 @@ async fn offsets_and_orders_list_everybody() {
     assert_eq!(users.ids(), world.fake.users().ids());
     let mut newest = users.ids();
     newest.reverse();
-    assert_eq!(world.get("/v1/users?limit=500").await.ids(), newest, "newest first if nobody says");
+    assert_eq!(world.get("/v1/users?limit=500").await.ids(), newest, "the default order is newest first");
 }
 
 #[tokio::test]
@@ -330,7 +331,7 @@ async fn what_clerk_would_refuse_is_refused() {
         ("limit=ten".to_owned(), "form_param_type_invalid"),
         ("offset=-1".to_owned(), "form_param_type_invalid"),
         ("order_by=birthday".to_owned(), value),
-        // An unencoded plus is a space.
+        // An unencoded plus means a space.
         ("order_by=+created_at".to_owned(), value),
         ("banned=perhaps".to_owned(), value),
         ("created_at_after=2026-01-01".to_owned(), "form_param_invalid_date"),
@@ -430,7 +431,7 @@ async fn filters_find_whom_they_name() {
     assert_eq!(world.count("name_query=example.org").await, 0);
 }
 
-/// What stands there, of those who have something there.
+/// The texts at this path, for the users that have one.
 fn texts(users: &[Value], pointer: &str) -> Vec<String> {
     users.iter().filter_map(|user| user.pointer(pointer)?.as_str().map(ToOwned::to_owned)).collect()
 }
@@ -454,7 +455,7 @@ async fn windows_of_time_leave_out_or_take_in_their_ends() {
             assert_eq!(world.get(&format!("{path}&order_by=created_at")).await.ids(), expected);
             expected.reverse();
             assert_eq!(world.get(&path).await.ids(), expected);
-            // And a page inside the window.
+            // A page inside the window.
             let (third, rest) = (&expected[2], &expected[3..6]);
             let path = format!("/v1/users?limit=3&{window}&starting_after={third}");
             assert_eq!(world.get(&path).await.ids(), rest);
@@ -486,9 +487,9 @@ async fn events_agree_with_the_backend_api() {
         let id = created.user_id.clone();
         let first = users.get(&id).unwrap();
         check(&created, "user.created", &first);
-        assert_eq!(number(&first, "created_at"), NOW, "the clock's");
+        assert_eq!(number(&first, "created_at"), NOW, "the time is that of the clock");
         assert!((15..=56).contains(&(number(&first, "updated_at") - NOW)));
-        // The clock stands still, but times grow.
+        // The clock stands still, but the times increase.
         let updated = users.update(&id).unwrap();
         let second = users.get(&id).unwrap();
         check(&updated, "user.updated", &second);
@@ -509,7 +510,7 @@ async fn events_agree_with_the_backend_api() {
     assert_eq!(number(&users.get(&id).unwrap(), "updated_at"), NOW + 3_660_000);
 }
 
-/// The event is about this user as the Backend API shows it, and we understand it.
+/// Assert that the event contains this user as the Backend API shows it, and that clerk-sync can parse it.
 fn check(event: &Event, event_type: &str, user: &Value) {
     let body: Value = serde_json::from_str(&event.body).unwrap();
     assert_eq!((&body["data"], &body["type"]), (user, &event_type.into()));
@@ -554,7 +555,7 @@ async fn too_many_requests_are_told_when_to_come_back() {
     assert!((1..=10).contains(&seconds));
     let burst = Bursts { every: Duration::from_millis(1), lasting: Duration::from_mins(1), retry_after: 7 };
     world.behave(Behaviour { bursts_of_429: Some(burst), ..Behaviour::default() });
-    // The first burst begins a millisecond after the behaviour, and from then on it is always on.
+    // The first burst begins 1 ms after the behaviour is set, and then lasts permanently.
     tokio::time::sleep(Duration::from_millis(2)).await;
     let refused = world.get("/v1/users").await;
     assert_eq!((refused.status.as_u16(), refused.headers["retry-after"].to_str().unwrap()), (429, "7"));
@@ -649,8 +650,8 @@ async fn a_fake_ends_when_it_is_dropped() {
         tokio::task::yield_now().await;
     }
     drop(fake);
-    assert!(hanging.await.unwrap().is_err(), "cut off");
-    assert!(client.get(&url).send().await.unwrap_err().is_connect(), "nobody listens");
+    assert!(hanging.await.unwrap().is_err(), "the pending request is cut off");
+    assert!(client.get(&url).send().await.unwrap_err().is_connect(), "the fake no longer listens");
 }
 
 #[tokio::test]
@@ -695,7 +696,7 @@ async fn a_key_is_of_the_instance_that_its_events_name() {
     );
 }
 
-/// Clerk's Backend API spec 2026-05-12: what an object must have, and what it may have besides.
+/// Required and optional fields of an object in Clerk's Backend API spec 2026-05-12.
 const USER: (&[&str], &[&str]) = (
     &[
         "id",
@@ -790,7 +791,7 @@ async fn everything_shown_has_the_fields_of_clerks_spec() {
     }
     let instance = world.get("/v1/instance").await.body;
     assert_shape(&instance, (&["object", "id", "environment_type", "allowed_origins", "workspace_id"], &[]));
-    // An event shows a user in the same words.
+    // An event shows the same fields of a user.
     let event: Value = serde_json::from_str(&world.fake.users().create().body).unwrap();
     assert_shape(&event["data"], USER);
 }

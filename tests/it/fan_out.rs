@@ -1,5 +1,5 @@
-//! Messages to other systems by the real program: sinks that fail in every way while others do not, and a service that
-//! is killed while it delivers.
+//! Messages to other systems with the real program: sinks that fail in every way next to others that work, and a service
+//! that is killed during deliveries.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -25,16 +25,16 @@ on_each_keeper!(
     a_service_that_is_killed_while_it_delivers_loses_nothing_and_keeps_the_order,
 );
 
-/// Users whose news go on to the end, and those who are erased meanwhile.
+/// Users whose events continue to the end, and users that are erased meanwhile.
 const USERS: usize = 60;
 const ERASED: usize = 6;
 
 const SENDERS: usize = 4;
 
-/// Events a second, of all senders.
+/// Events per second, for all senders together.
 const EVENTS: u64 = 200;
 
-/// What the service promises to every request, also on a busy machine.
+/// The promised limit for every answer, even on a busy machine.
 const ANSWER: Duration = Duration::from_secs(10);
 
 fn sink(name: &str, url: &str, more: &str) -> String {
@@ -56,7 +56,7 @@ fn a_sink_in_any_trouble_touches_neither_the_others_nor_clerk_and_gets_everythin
     let service = host.serve();
     let address = Mutex::new(Some(service.public));
     let ended = AtomicBool::new(false);
-    // What is answered from here on was sent while sinks were in trouble.
+    // Requests that are answered from here on were sent while sinks failed.
     let in_trouble = Mutex::new(None);
     let senders: Vec<Sender> = thread::scope(|scope| {
         let senders = Sender::start_all(scope, &address, &ended);
@@ -65,20 +65,20 @@ fn a_sink_in_any_trouble_touches_neither_the_others_nor_clerk_and_gets_everythin
         *in_trouble.lock().unwrap() = Some(Instant::now());
         for mood in [Mood::Answers(500), Mood::Busy, Mood::Answers(410), Mood::Garbage, Mood::Hangs] {
             let (before, well) = (bad.heard().len(), good.heard().len());
-            // Some more are taken before the trouble begins.
+            // Some more messages may be accepted before the failures begin.
             let refused = || bad.heard()[before..].iter().filter(|heard| !heard.taken).count();
             let began = Instant::now();
             bad.set(mood);
             thread::sleep(trouble);
-            patiently(&format!("{mood:?} is met"), || refused() >= 4);
-            // The trouble of one sink lasts, and the other one hears the news all the same.
-            patiently("the sink that is well hears of it", || good.heard().len() > well + 50);
-            // A breaker that is open lets one message pass from time to time, and none for a second after `Retry-After: 1`.
+            patiently(&format!("the sink fails with {mood:?}"), || refused() >= 4);
+            // One sink keeps failing, and the other one still receives messages.
+            patiently("the working sink receives messages", || good.heard().len() > well + 50);
+            // An open breaker lets one message through now and then, and none for one second after `Retry-After: 1`.
             let (tried, seconds) = (refused(), usize::try_from(began.elapsed().as_secs()).unwrap());
-            assert!(tried <= 5 * (seconds + 2), "{mood:?} was met {tried} times in {seconds} s");
+            assert!(tried <= 5 * (seconds + 2), "{mood:?} was tried {tried} times in {seconds} s");
             let then = bad.heard().len();
             bad.set(Mood::Takes);
-            patiently("it is well again", || {
+            patiently("the sink works again", || {
                 bad.heard()[then..].iter().filter(|heard| heard.taken).count() > 50
             });
         }
@@ -99,11 +99,11 @@ fn a_sink_in_any_trouble_touches_neither_the_others_nor_clerk_and_gets_everythin
         took(&during)
     ));
     for (_, took) in &answers {
-        assert!(*took < ANSWER, "Clerk waited {took:?}");
+        assert!(*took < ANSWER, "Clerk waited {took:?} for an answer");
     }
     let lives: HashMap<String, usize> = senders.into_iter().flat_map(|sender| sender.lives).collect();
     for (name, fickle) in [("good", &good), ("bad", &bad), ("gone", &gone)] {
-        patiently(&format!("{name} has it all"), || {
+        patiently(&format!("{name} has every message"), || {
             host.count(&format!("outbox WHERE sink = '{name}' AND state = 'pending'")) == 0
         });
         assert_eq!(host.count("outbox WHERE state IN ('dead', 'discarded')"), 0);
@@ -112,7 +112,11 @@ fn a_sink_in_any_trouble_touches_neither_the_others_nor_clerk_and_gets_everythin
         assert_eq!(state_of(&heard), stored(host), "{name}");
     }
     let late: Vec<Duration> = good.heard().iter().map(|heard| heard.late).collect();
-    tell(&format!("{:?}: the sink that was well heard within {:?} (99 %)", host.keeper, percentile(late)));
+    tell(&format!(
+        "{:?}: the working sink received messages within {:?} (99 %)",
+        host.keeper,
+        percentile(late)
+    ));
     service.stop();
 }
 
@@ -120,7 +124,7 @@ fn a_service_that_is_killed_while_it_delivers_loses_nothing_and_keeps_the_order(
     let _alone = alone();
     let (slow, quick) = (Fickle::open(SECRET), Fickle::open(SECRET));
     slow.set(Mood::Slow);
-    // The longest lease that there is.
+    // The longest possible lease.
     let file =
         [sink("slow", &slow.url, "timeout = \"25s\"\nconcurrency = 16"), sink("quick", &quick.url, "")];
     host.write("clerk-sync.toml", &file.concat());
@@ -150,8 +154,8 @@ fn a_service_that_is_killed_while_it_delivers_loses_nothing_and_keeps_the_order(
     patiently("everything is delivered", || host.count("outbox WHERE state = 'pending'") == 0);
     let took = began.elapsed();
     tell(&format!("{:?}: the rest was delivered after {took:?}", host.keeper));
-    // What the last one had taken comes free after 30 s; then it has to be delivered.
-    assert!(took < Duration::from_secs(45), "something was stuck for {took:?}");
+    // Messages that the killed process had claimed become free after 30 s, and are then delivered.
+    assert!(took < Duration::from_secs(45), "messages were stuck for {took:?}");
     let lives: HashMap<String, usize> = senders.into_iter().flat_map(|sender| sender.lives).collect();
     for (name, fickle) in [("slow", &slow), ("quick", &quick)] {
         let heard = fickle.heard();
@@ -161,17 +165,17 @@ fn a_service_that_is_killed_while_it_delivers_loses_nothing_and_keeps_the_order(
     service.unwrap().stop();
 }
 
-/// Clerk, telling the news of some users one after another until it is stopped.
+/// A sender in Clerk's place, which sends events about some users one after another until it is stopped.
 struct Sender {
     number: usize,
-    /// How often each user was told of; the erased have none.
+    /// The number of events of each user; erased users have none.
     lives: HashMap<String, usize>,
-    /// When each event was answered, and how long that took.
+    /// The time of each answer, and how long it took.
     answers: Vec<(Instant, Duration)>,
 }
 
 impl Sender {
-    /// All of them, each in a thread of its own.
+    /// Start all senders, each in its own thread.
     fn start_all<'scope>(
         scope: &'scope Scope<'scope, '_>,
         address: &'scope Mutex<Option<SocketAddr>>,
@@ -210,7 +214,7 @@ impl Sender {
         address: &Mutex<Option<SocketAddr>>,
         client: &mut Option<Client>,
     ) {
-        // Those of the first numbers are erased after a while, and never heard of again.
+        // Users with the first numbers are erased after a while, and get no further events.
         let is_erased = id < format!("user_{ERASED:03}").as_str();
         let event = match step {
             0 => user("user.created", id, milliseconds(), "0"),
@@ -238,7 +242,7 @@ impl Sender {
                     self.answers.push((Instant::now(), asked.elapsed()));
                     break;
                 }
-                // Somebody has killed it.
+                // The service was killed.
                 Err(_) if address.lock().unwrap().is_none() || connection.is_closed_within(ANSWER) => {
                     *client = None;
                 }
@@ -251,7 +255,7 @@ impl Sender {
     }
 }
 
-/// Everything was told that was to be told: signed, of each user in order, and nothing left out.
+/// Assert that every message arrived: signed, in order for each user, and without gaps.
 fn assert_told(name: &str, heard: &[Heard], lives: &HashMap<String, usize>) {
     let mut of_users: BTreeMap<&str, Vec<&Heard>> = BTreeMap::new();
     for heard in heard {
@@ -262,8 +266,10 @@ fn assert_told(name: &str, heard: &[Heard], lives: &HashMap<String, usize>) {
         let mut ids: Vec<&str> = Vec::new();
         for heard in heard {
             match ids.iter().position(|id| *id == heard.id) {
-                // A repeat comes before anything else is said of that user.
-                Some(place) => assert_eq!(place + 1, ids.len(), "{name}: {user} is told of out of order"),
+                // A repeat arrives before the user's next message.
+                Some(place) => {
+                    assert_eq!(place + 1, ids.len(), "{name}: messages about {user} are out of order")
+                }
                 None => ids.push(&heard.id),
             }
         }
@@ -284,7 +290,7 @@ fn assert_told(name: &str, heard: &[Heard], lives: &HashMap<String, usize>) {
         }
     }
     for user in lives.keys() {
-        assert!(of_users.contains_key(user.as_str()), "{name} never heard of {user}");
+        assert!(of_users.contains_key(user.as_str()), "{name} received no message about {user}");
     }
 }
 
@@ -296,7 +302,7 @@ fn step_of(heard: &[&Heard], id: &str) -> String {
     }
 }
 
-/// What a receiver knows that drops what it has seen: of each user address and first name.
+/// The state of a receiver that drops repeats: address and first name of each user.
 fn state_of(heard: &[Heard]) -> BTreeMap<String, (String, String)> {
     let mut seen = HashSet::new();
     let mut known = BTreeMap::new();
@@ -319,7 +325,7 @@ fn stored(host: &Host) -> BTreeMap<String, (String, String)> {
     rows.into_iter().map(|row| (row[0].clone(), (row[1].clone(), row[2].clone()))).collect()
 }
 
-/// For whoever runs the test to see, also when it passes.
+/// Print a line that is visible even if the test passes.
 fn tell(line: &str) {
     _ = writeln!(io::stderr(), "{line}");
 }
@@ -329,12 +335,12 @@ fn percentile(mut times: Vec<Duration>) -> Duration {
     times.get(times.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default()
 }
 
-/// Longer than a breaker leaves a sink alone after an outage as long as these.
+/// Wait for a condition, longer than a breaker pauses a sink after outages of this length.
 fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
     let patience = Duration::from_secs(load(90, 480) as u64);
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < patience, "never: {what}");
+        assert!(started.elapsed() < patience, "timed out waiting: {what}");
         thread::sleep(Duration::from_millis(100));
     }
 }

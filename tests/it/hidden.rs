@@ -1,5 +1,5 @@
-//! What PostgreSQL can put between us and our tables: row level security, which hides rows without a word, and rules, which
-//! refuse our statements.
+//! Two PostgreSQL features that an administrator may add to our tables: row level security, which hides rows silently, and
+//! rules, with which PostgreSQL refuses our statements.
 
 use std::{thread, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     service::{Host, Keeper, Post, Service, alone, deletion, eventually, milliseconds, post, user},
 };
 
-/// Somebody who is here.
+/// Create this user through a webhook.
 fn arrive(service: &Service, id: &str) {
     let event = user("user.created", id, milliseconds() - 60_000, "Ada");
     assert_eq!(service.post(&post(&event)).word(), "applied", "{}", service.log());
@@ -21,7 +21,7 @@ fn leave(id: &str) -> Post {
     post(&deletion(id, milliseconds()))
 }
 
-/// A service whose database user neither owns the tables nor may see past row level security.
+/// A service whose database user neither owns the tables nor bypasses row level security.
 fn host() -> Option<Host> {
     let host = Host::with(Keeper::Postgres)?;
     host.run(&["migrate"]).succeeded();
@@ -38,7 +38,7 @@ fn grant(host: &Host) -> Role<'_> {
     role
 }
 
-/// Receipts of this database: whose, whether it is complete, and why not.
+/// This database's receipts: the user, whether it is complete, and the last error.
 fn receipts(host: &Host) -> Vec<Vec<String>> {
     host.sql(
         "SELECT clerk_id, completed_at IS NOT NULL, coalesce(last_error, '') FROM erasure_receipts ORDER BY clerk_id",
@@ -66,7 +66,7 @@ fn an_erasure_is_not_confirmed_while_row_level_security_may_hide_the_row() {
     );
     assert!(!erased.stdout.contains("erased"), "{erased:?}");
     assert_eq!(host.count("users"), 2);
-    // However often it is asked for.
+    // A retry does not change that.
     let retry = &["--database-url", &role.url, "queue", "retry", "--all"];
     host.run(retry);
     let erased = host.run(&["--database-url", &role.url, "erase", "user_2", "--yes"]);
@@ -75,9 +75,9 @@ fn an_erasure_is_not_confirmed_while_row_level_security_may_hide_the_row() {
         assert!(receipt[1] != "true" && receipt[1] != "t", "{receipt:?}");
         assert!(receipt[2].contains("row level security may hide rows of"), "{receipt:?}");
     }
-    // Once it is switched off, they go by themselves.
+    // After row level security is switched off, both erasures succeed.
     host.sql("ALTER TABLE users DISABLE ROW LEVEL SECURITY");
-    eventually("nobody left", || {
+    eventually("both users are erased", || {
         host.run(retry);
         host.count("users") == 0 && host.count("webhook_queue") == 0
     });
@@ -91,11 +91,11 @@ fn a_start_says_which_rows_may_be_hidden_and_each_remedy_mends_it() {
     let Some(host) = host() else { return };
     let role = grant(&host);
     let table = |name: &str| format!("{}.{name}", host.schema);
-    // Any table of ours counts: what it hides an erasure does not reach.
+    // Every table counts, because an erasure cannot reach hidden rows.
     for name in ["users", "webhook_queue", "audit_actors"] {
         host.sql(&format!("ALTER TABLE {} ENABLE ROW LEVEL SECURITY", table(name)));
     }
-    // A policy for some rows is no policy for all.
+    // A policy for some rows does not cover all rows.
     host.sql(&format!("CREATE POLICY few ON users TO {} USING (email LIKE '%@example.com')", role.name));
     let service = host.begin(&["--database-url", &role.url]);
     eventually("said", || service.lines().iter().any(|line| line["level"] == "ERROR"));
@@ -122,7 +122,7 @@ fn a_start_says_which_rows_may_be_hidden_and_each_remedy_mends_it() {
     let report = role.doctor();
     assert_eq!((report.code, report.status("row level security")), (0, "ok"), "{report:#?}");
     eventually("ready", || service.status("/readyz") == Some(200));
-    // One that speaks of no column can be asked for its value.
+    // A policy that refers to no column can simply be evaluated.
     host.sql("DROP POLICY clerk_sync ON users");
     host.sql(&format!(
         "CREATE POLICY ours ON users USING (current_user = '{0}') WITH CHECK (current_user = '{0}')",
@@ -131,7 +131,7 @@ fn a_start_says_which_rows_may_be_hidden_and_each_remedy_mends_it() {
     assert_eq!(role.doctor().status("row level security"), "ok");
     arrive(&service, "user_1");
     assert_eq!(service.post(&leave("user_1")).word(), "applied");
-    // A restrictive one cannot be made good by another.
+    // No other policy can make up for a restrictive one.
     host.sql("CREATE POLICY never ON users AS RESTRICTIVE USING (deleted_at IS NULL)");
     let report = role.doctor();
     assert!(report.remedy("row level security", "fail", &table("users")).contains("drop policy never"));
@@ -171,7 +171,7 @@ fn a_rule_parks_what_it_refuses_and_doctor_names_it() {
     ));
     let event = user("user.created", "user_2", milliseconds(), "Ada");
     assert_eq!(service.post(&post(&event)).word(), "parked", "{}", service.log());
-    assert_eq!(service.post(&leave("user_1")).word(), "applied", "who is deleted is not inserted");
+    assert_eq!(service.post(&leave("user_1")).word(), "applied", "a deletion inserts no row");
     let report = crate::doctor::doctor(&host, &[]);
     let remedy = report.remedy("rules", "fail", &format!("rule copy on {}.users", host.schema)).to_owned();
     let (statement, _) = remedy.split_once(" A trigger").unwrap();
@@ -222,6 +222,6 @@ fn hundreds_of_refused_deletions_over_a_slow_network_hold_up_nobody() {
     assert_eq!(host.count("users WHERE clerk_id = 'user_behind'"), 1);
     let stuck =
         |line: &Value| line["message"].as_str().is_some_and(|text| text.starts_with("the turn is over"));
-    assert!(!service.lines().iter().any(stuck), "one turn was enough");
+    assert!(!service.lines().iter().any(stuck), "one turn processes everything");
     service.stop();
 }

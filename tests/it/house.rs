@@ -1,4 +1,4 @@
-//! The rules of the house, which no compiler checks: who imports whom, and what stands in several places at once.
+//! Project rules that no compiler checks: which module may import which, and facts that are stated in several places.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use clerk_sync::{config::Settings, store::schema::TABLES, sync::reconcile::DriftKind, telemetry};
 
-/// Data meets the rooms in this order, and each imports only rooms to its left.
+/// The modules in the order in which data passes through them. Each imports only modules to its left.
 const ROOMS: [&str; 9] = ["model", "entity", "clerk", "store", "stream", "sync", "work", "http", "cli"];
 
 #[test]
@@ -20,11 +20,11 @@ fn a_room_imports_only_rooms_to_its_left() {
         for import in imports(&source.code) {
             seen += 1;
             let allowed = match (source.room.as_str(), import.as_str()) {
-                // A crate of its own, which Cargo keeps from importing ours.
+                // A separate crate, which Cargo prevents from importing ours.
                 ("fake-clerk", _) => true,
                 (room, import) if room == import => true,
-                // Leaves: every room may log and make HTTP clients; only the commands know the configuration, which in
-                // turn knows what it is made of.
+                // Leaf modules: every module may log and create HTTP clients. Only the commands use the configuration, which
+                // imports the modules that it configures.
                 ("http_client", _) => false,
                 (_, "http_client") => true,
                 ("telemetry", _) => false,
@@ -48,7 +48,7 @@ fn every_room_is_known() {
     let declared: Vec<&str> =
         library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
     let expected: Vec<&str> = ROOMS.into_iter().chain(["config", "http_client", "telemetry"]).collect();
-    assert_eq!(declared, expected, "in the order in which data meets them");
+    assert_eq!(declared, expected, "in the order in which data passes through them");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn only_the_commands_know_the_fake() {
 #[test]
 fn only_stores_speak_sql() {
     for source in sources() {
-        // A database URL is understood by the driver's own parser.
+        // The driver's own parser reads a database URL.
         if !["store", "config"].contains(&source.room.as_str()) {
             assert!(!source.code.contains("sqlx::"), "{} uses sqlx", source.path.display());
         }
@@ -106,7 +106,7 @@ fn the_example_lists_exactly_the_variables_that_are_read() {
         })
         .collect();
     let read = Settings::variables();
-    assert_eq!(listed.len(), listed.iter().collect::<BTreeSet<_>>().len(), "each once");
+    assert_eq!(listed.len(), listed.iter().collect::<BTreeSet<_>>().len(), "each table once");
     assert_eq!(
         listed.into_iter().collect::<BTreeSet<_>>(),
         read.iter().map(String::as_str).collect::<BTreeSet<_>>()
@@ -115,7 +115,7 @@ fn the_example_lists_exactly_the_variables_that_are_read() {
 
 #[test]
 fn the_migrations_of_all_keepers_make_the_same_tables() {
-    // A column that was added later stands at the end of its table.
+    // A column that was added later is at the end of its table.
     let sorted = |mut columns: Vec<String>| {
         columns.sort();
         columns
@@ -149,7 +149,7 @@ fn the_documentation_lists_exactly_the_metrics_there_are() {
         .filter(|line| line.starts_with("| `"))
         .map(|line| {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-            // Names of labels stand in backticks, their values do not.
+            // Names of labels are in backticks; their values are not.
             let labels: Vec<&str> = cells[3].split('`').skip(1).step_by(2).collect();
             format!("{} {} {}", cells[1].trim_matches('`'), cells[2], labels.join(","))
         })
@@ -197,12 +197,12 @@ fn every_metric_is_counted_somewhere_and_with_its_labels() {
                 let arguments = arguments(call);
                 let first = arguments.split(',').next().unwrap().trim().trim_start_matches("telemetry::");
                 if first == "*name" {
-                    // The descriptions of all of them.
+                    // The loop that describes all metrics.
                     continue;
                 }
-                let name = constants.get(first).unwrap_or_else(|| panic!("{first} is no constant"));
+                let name = constants.get(first).unwrap_or_else(|| panic!("{first} is not a constant"));
                 let metric = telemetry::METRICS.iter().find(|metric| metric.name == *name).expect(name);
-                // What is behind the last arrow is only a value.
+                // The text after the last arrow is only a value.
                 let arrows: Vec<&str> = arguments.split("=>").collect();
                 let labels: Vec<&str> = arrows[..arrows.len() - 1]
                     .iter()
@@ -212,7 +212,7 @@ fn every_metric_is_counted_somewhere_and_with_its_labels() {
                 counted.insert(*name);
             }
         }
-        // Nobody makes names up on the way.
+        // Metric names are used only through their constants.
         for name in source.code.split("\"clerk_sync_").skip(1).filter_map(|rest| rest.split('"').next()) {
             assert!(source.room == "telemetry", "{} names clerk_sync_{name}", source.path.display());
         }
@@ -253,7 +253,7 @@ fn every_command_of_the_runbook_exists() {
     for command in lines.chain(spans) {
         let Some((_, words)) = command.split_once("clerk-sync ") else { continue };
         let words = words.split(['#', '>', ';']).next().unwrap().trim().replace('…', "1");
-        // What cannot be understood is told before the help is printed.
+        // The arguments are checked before the help is printed.
         let tried = Command::new(env!("CARGO_BIN_EXE_clerk-sync"))
             .args(words.split_whitespace())
             .arg("--help")
@@ -268,7 +268,7 @@ fn every_command_of_the_runbook_exists() {
 #[test]
 fn every_room_says_what_it_is_for() {
     for source in sources() {
-        assert!(source.text.starts_with("//! "), "{} has no head", source.path.display());
+        assert!(source.text.starts_with("//! "), "{} has no module comment", source.path.display());
     }
 }
 
@@ -276,16 +276,16 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A file of the library or of the fake.
+/// A source file of the library or of the fake.
 struct Source {
     path: PathBuf,
     room: String,
     text: String,
-    /// Without comments and without unit tests, which may reach further.
+    /// The code without comments and unit tests; unit tests may import more.
     code: String,
 }
 
-/// Every file but the two that only join the rooms, and unit tests in files of their own. The fake is one room.
+/// Every source file except `lib.rs`, `main.rs` and unit tests in their own files. The fake counts as one module.
 fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     for path in ["src", "fake-clerk/src"].map(|folder| files(&root().join(folder))).concat() {
@@ -311,13 +311,13 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// The text without modules that only tests see.
+/// The text without modules that are compiled only for tests.
 fn without_tests(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("\n#[cfg(test)]\n") {
         code.push_str(before);
-        // Such a module ends with the first brace that is not indented; one in a file of its own with its line.
+        // Such a module ends at the first closing brace without indentation. A module in its own file ends with its line.
         let end = if after.lines().next().is_some_and(|line| line.ends_with(';')) { ";\n" } else { "\n}\n" };
         rest = after.split_once(end).map_or("", |(_, rest)| rest);
         code.push('\n');
@@ -335,7 +335,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The rooms behind every `crate::…`, also behind `crate::{…}`.
+/// The modules of every `crate::…`, including `crate::{…}`.
 fn imports(code: &str) -> Vec<String> {
     let name = |text: &str| -> String {
         text.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
@@ -368,7 +368,7 @@ fn imports(code: &str) -> Vec<String> {
     rooms
 }
 
-/// What stands before the parenthesis that closes one opened before.
+/// The text up to the parenthesis that closes the call.
 fn arguments(call: &str) -> &str {
     let mut depth = 0;
     let end = call.char_indices().find(|(_, character)| {
@@ -382,7 +382,7 @@ fn arguments(call: &str) -> &str {
     end.map_or(call, |(end, _)| &call[..end])
 }
 
-/// The files of a keeper by name.
+/// The migration files of a backend, by name.
 fn migrations(keeper: &str) -> BTreeMap<String, String> {
     let folder = root().join("migrations").join(keeper);
     files(&folder)
@@ -394,7 +394,7 @@ fn migrations(keeper: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The columns of every table that this SQL makes, one to a line.
+/// The columns of every table that this SQL creates, one per line.
 fn tables(sql: &str) -> BTreeMap<String, Vec<String>> {
     let mut tables: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut table: Option<String> = None;
@@ -413,7 +413,7 @@ fn tables(sql: &str) -> BTreeMap<String, Vec<String>> {
         } else if let (Some(table), Some(column)) = (&table, words.next())
             && !["--", "PRIMARY", "UNIQUE", "CHECK", "FOREIGN"].contains(&column)
         {
-            // Words of SQL stand in quotes.
+            // Names that are SQL keywords are quoted.
             tables.entry(table.clone()).or_default().push(column.trim_matches('"').to_owned());
         }
     }

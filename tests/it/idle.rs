@@ -1,4 +1,4 @@
-//! While nothing happens nothing is asked of the database; and what happens is seen at once all the same, whoever does it.
+//! An idle service sends nothing to the database, and still notices every change at once, whichever process makes it.
 
 use std::{
     fs, thread,
@@ -22,26 +22,26 @@ on_each_keeper!(
     a_message_that_another_process_wrote_is_delivered_at_once,
 );
 
-/// What a serverless database would see: for so long nothing.
+/// How long a serverless database must see no query before it may suspend.
 const QUIET: Duration = Duration::from_secs(20);
 
 fn created(name: &str) -> Value {
     user("user.created", &unique("user_"), milliseconds(), name)
 }
 
-/// How many transactions there were in this database.
+/// The number of transactions in this database so far.
 fn transactions(own: &OwnDatabase) -> u64 {
     let query =
         format!("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{}'", own.name);
     own.run_beside(&query)[0][0].parse().unwrap()
 }
 
-/// Wait until this stays the same for a while; fails if that never comes.
+/// Wait until this stays the same for a while, or fail.
 fn settled<T: PartialEq>(mut state: impl FnMut() -> T) {
     let deadline = Instant::now() + Duration::from_mins(2);
     let mut last = (state(), Instant::now());
     while last.1.elapsed() < QUIET {
-        assert!(Instant::now() < deadline, "it is never quiet");
+        assert!(Instant::now() < deadline, "the state never settles");
         thread::sleep(Duration::from_millis(500));
         let now = state();
         if now != last.0 {
@@ -71,7 +71,7 @@ fn an_idle_service_asks_nothing_of_its_database() {
         },
     ];
     settled(|| transactions(&own));
-    // A probe does not wake what is to be quiet.
+    // A probe does not query an idle database.
     let quiet = &services[4];
     let before = transactions(&own);
     for _ in 0..20 {
@@ -105,7 +105,7 @@ fn sink(url: &str) -> String {
     )
 }
 
-/// Long enough for everybody to have gone idle.
+/// Wait until every worker is idle.
 fn idle() {
     thread::sleep(Duration::from_secs(6));
 }

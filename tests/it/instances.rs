@@ -1,4 +1,4 @@
-//! Two instances of Clerk and one database: what comes of the second one.
+//! Two Clerk instances and one database: how the second instance is refused.
 
 use std::{collections::BTreeSet, thread};
 
@@ -26,7 +26,7 @@ on_each_keeper!(
 
 const OTHER: &str = "ins_2otherotherotherotherothero";
 
-/// An event of this instance about a user of this id.
+/// An event of this instance about a user with this id.
 fn created(instance: &str, id: &str) -> Value {
     let mut event = user("user.created", id, milliseconds(), "Ada");
     event["instance_id"] = instance.into();
@@ -41,15 +41,15 @@ fn assert_refused(answer: &Answer) {
     assert_eq!((answer.status, &*answer.word()), (403, "wrong_instance"), "{answer:?}");
 }
 
-/// Ids of the users who are here.
+/// Ids of the live users in the database.
 fn here(host: &Host) -> BTreeSet<String> {
     host.sql("SELECT clerk_id FROM users WHERE deleted_at IS NULL").into_iter().flatten().collect()
 }
 
-/// A Clerk of another instance with so many users; from now on the host has its key.
+/// Start a Clerk with another instance and this many users. From then on the host has its key.
 fn other_clerk(host: &mut Host, users: usize) -> Clerk {
     let clerk = Clerk::start(host, Options { users, instance: OTHER.to_owned(), ..Options::default() });
-    // The fake makes the same users in every instance, so these are made anew.
+    // The fake creates the same users in every instance, so they are replaced by new ones.
     for _ in 0..users {
         let users = clerk.users();
         let first = users.ids().into_iter().next().expect("a user");
@@ -59,7 +59,7 @@ fn other_clerk(host: &mut Host, users: usize) -> Clerk {
     clerk
 }
 
-/// What `doctor` says of the instance, whatever else it says.
+/// The exit code of `doctor`, and its findings about the instance.
 fn diagnosed(host: &Host) -> (Option<i32>, String) {
     let finished = host.run(&["doctor", "--json"]);
     let findings: Vec<Value> = serde_json::from_str(&finished.stdout).unwrap();
@@ -79,7 +79,7 @@ fn the_first_event_decides_and_those_of_another_instance_are_refused_and_told(ho
         assert_eq!(send(&service, &created(INSTANCE, &format!("user_{processing}"))).word(), taken);
         assert_refused(&send(&service, &created(OTHER, &format!("user_other_{processing}"))));
         assert_refused(&send(&service, &deletion_of(OTHER, &format!("user_{processing}"))));
-        // What is not synced is refused too, and what names no instance is not.
+        // Events of types that are not synced are refused too; an event without an instance is accepted.
         let mut session = created(OTHER, "sess_1");
         session["type"] = "session.created".into();
         assert_refused(&send(&service, &session));
@@ -106,7 +106,7 @@ fn the_first_event_decides_and_those_of_another_instance_are_refused_and_told(ho
         service.stop();
     }
     let service = host.serve();
-    eventually("everybody", || host.count("users") == 6);
+    eventually("all users", || host.count("users") == 6);
     assert!(here(host).iter().all(|id| !id.contains("other")), "{:?}", here(host));
     service.stop();
 }
@@ -121,7 +121,7 @@ fn examples_and_samples_decide_nothing_and_are_taken_by_any_service(host: &mut H
     let service = host.serve();
     let url = format!("http://{}/webhooks/clerk", service.public);
     let examples = |round: &str| {
-        // What "Send Example" sends has the id of the instance in Clerk's documents, or none, or something made up.
+        // Events of "Send Example" have the instance id of Clerk's docs, none, or an invented one.
         for (number, id) in
             ["ins_123", "ins_2g7np7Hrk0SN6kj5EDMLDaKNL0S", "evt_user_1", ""].iter().enumerate()
         {
@@ -181,7 +181,7 @@ fn a_key_decides_as_well_as_an_event_and_whoever_is_second_is_refused(host: &mut
     let update = clerk.users().update(&clerk.users().ids()[0]).expect("an event");
     assert_eq!(service.post(&crate::service::Post::new(update.body)).word(), "applied");
     service.stop();
-    // And a key of another instance than that of the events.
+    // The key belongs to another instance than the events.
     let mut fresh = Host::with(host.keeper).expect("it was there a moment ago");
     let service = fresh.serve();
     assert_eq!(send(&service, &created(OTHER, "user_other")).word(), "applied");
@@ -198,7 +198,7 @@ fn a_service_that_runs_takes_the_new_instance_after_a_change_and_not_the_one_bef
     assert_eq!(send(&service, &created(INSTANCE, "user_1")).word(), "applied");
     let clerk = other_clerk(host, 1);
     host.run(&["backfill", "--change-instance"]).succeeded();
-    // In this order, because the second one would make it look again.
+    // In this order, because the second event would make the service read the instance again.
     assert_refused(&send(&service, &created(INSTANCE, "user_2")));
     assert_eq!(send(&service, &created(OTHER, "user_3")).word(), "applied");
     assert_eq!(here(host).len(), 3);
@@ -218,7 +218,7 @@ fn nobody_is_erased_after_a_change_before_that_is_allowed(host: &mut Host) {
     }
     let (_, diagnosis) = diagnosed(host);
     assert!(diagnosis.contains("warn") && diagnosis.contains(INSTANCE), "{diagnosis}");
-    // Two of 62 are neither many nor most, and so often nobody is erased.
+    // Two of 62 users are neither many nor most; nevertheless, no number of runs erases them.
     for arguments in [&["reconcile", "--dry-run"][..], &["reconcile"], &["reconcile"]] {
         let withheld = host.run(arguments);
         assert_eq!(withheld.code, Some(1), "{withheld:?}");
@@ -230,7 +230,7 @@ fn nobody_is_erased_after_a_change_before_that_is_allowed(host: &mut Host) {
     }
     host.run(&["reconcile", "--allow-mass-delete"]).succeeded();
     assert_eq!(here(host), after.users().ids().into_iter().collect());
-    // From then on it is as if there had never been another one.
+    // From then on, the earlier instance has no effect.
     let one = after.users().ids()[7].clone();
     after.users().delete(&one).unwrap();
     host.run(&["reconcile"]).succeeded();
@@ -250,7 +250,7 @@ fn a_key_settles_which_is_meant_where_events_of_two_come_in(host: &mut Host) {
     assert_eq!(host.count("users"), 4);
     assert_eq!(send(&service, &created(OTHER, "user_other")).word(), "applied");
     assert_refused(&send(&service, &created(INSTANCE, "user_second")));
-    // Nobody is erased by that alone, and what a key has said stays.
+    // That alone erases no user, and the instance learned from the key stays.
     let withheld = host.run(&["reconcile"]);
     assert!(here(host).contains("user_first"), "{withheld:?}");
     assert_eq!(host.value("SELECT count(*) FROM clerk_instance WHERE confirmed"), "1");
@@ -283,7 +283,7 @@ fn half_of_a_small_table_is_not_erased(host: &mut Host) {
         host.sql("DELETE FROM clerk_instance");
         let clerk = Clerk::of(host, each);
         host.run(&["backfill"]).succeeded();
-        // As if they had come before instances were told apart.
+        // As if these users had been stored by a version that did not record the instance.
         host.sql("DELETE FROM clerk_instance");
         let theirs = other_clerk(host, each);
         host.run(&["backfill"]).succeeded();

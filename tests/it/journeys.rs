@@ -1,4 +1,4 @@
-//! What users see: requests and answers, rows, the log, numbers, commands and their exit codes.
+//! The program from the users' side: requests and answers, rows, the log, metrics, commands and their exit codes.
 
 use std::{
     collections::HashSet,
@@ -46,7 +46,7 @@ on_each_keeper!(
 
 fn with_a_prefix_an_application_can_have_tables_of_the_same_names(host: &mut Host) {
     if host.keeper == Keeper::Postgres {
-        // There the tables have a schema of their own.
+        // On PostgreSQL the tables have their own schema.
         return;
     }
     host.sql("CREATE TABLE users (id bigint PRIMARY KEY, plan varchar(20))");
@@ -79,7 +79,7 @@ fn with_a_prefix_an_application_can_have_tables_of_the_same_names(host: &mut Hos
         assert_eq!(finished.code, Some(0), "{command:?}: {finished:?}");
     }
     assert_eq!(host.sql("SELECT id, plan FROM users"), [["1", "pro"]]);
-    // Tables of the prefix that are not ours are refused like any other.
+    // Other tables with the prefix are refused like any other foreign table.
     host.sql("CREATE TABLE other_users (id bigint PRIMARY KEY)");
     host.set("TABLE_PREFIX", "other_");
     let refused = host.run(&["migrate"]);
@@ -144,7 +144,7 @@ fn a_signed_request_becomes_a_row_an_audit_line_and_a_number(host: &mut Host) {
     assert!(service.metric("clerk_sync_last_event_timestamp_seconds").is_some_and(|at| at > 1e9));
 
     let lines = service.lines_about(&delivery.id);
-    assert_eq!(lines.len(), 1, "one line an event: {lines:?}");
+    assert_eq!(lines.len(), 1, "one line per event: {lines:?}");
     assert_eq!((&lines[0]["event"], &lines[0]["outcome"]), (&json!("user.created"), &json!("applied")));
     assert!(lines[0]["duration_ms"].is_u64(), "{lines:?}");
     service.stop();
@@ -165,7 +165,7 @@ fn every_status_is_told_exactly(host: &mut Host) {
     let first = twin("msg_b");
     tell(first.clone(), json!("user.created"), "applied");
     tell(first, json!("user.created"), "duplicate");
-    // Two events of one millisecond have an order: that of their ids.
+    // Two events of the same millisecond are ordered by their svix-ids.
     tell(twin("msg_a"), json!("user.created"), "stale");
     tell(twin("msg_c"), json!("user.created"), "unchanged");
     tell(post(&user("user.updated", "user_1", at + 10, "Ada")), json!("user.updated"), "unchanged");
@@ -203,7 +203,7 @@ fn every_status_is_told_exactly(host: &mut Host) {
     assert_eq!(host.count("users"), 0);
     let actions: Vec<String> = host.sql("SELECT action FROM audit_log ORDER BY id").concat();
     assert_eq!(actions, ["USER_CREATED", "USER_UPDATED", "USER_HARD_DELETED"]);
-    assert_eq!(host.count("audit_actors"), 0, "an erasure empties them");
+    assert_eq!(host.count("audit_actors"), 0, "an erasure deletes the user's actors");
     for (name, expected) in [
         (r#"clerk_sync_webhooks_total{event="user.updated",outcome="stale",kind="user"}"#, 2.0),
         (r#"clerk_sync_webhooks_total{event="user.updated",outcome="unchanged",kind="user"}"#, 1.0),
@@ -250,7 +250,7 @@ fn what_the_application_refuses_is_parked_and_later_applied(host: &mut Host) {
     assert_eq!(host.value("SELECT state FROM webhook_queue"), "pending");
     assert_eq!(host.count("users"), 0);
     host.allow_first_names();
-    // Svix's "replay", or our own retry, whichever comes first.
+    // The delivery arrives by Svix's "replay" or by our own retry, whichever comes first.
     assert_eq!(service.post(&delivery).word(), "applied");
     assert_eq!((host.count("users"), host.count("webhook_queue")), (1, 0));
     service.stop();
@@ -272,7 +272,7 @@ fn without_migrations_it_is_alive_but_not_ready(host: &mut Host) {
     let answer = service.post(&post(&user("user.created", "user_1", milliseconds(), "Ada")));
     assert_eq!(answer.status, 503, "{answer:?}");
     host.run(&["migrate"]).succeeded();
-    eventually("ready once somebody has migrated", || service.status("/readyz") == Some(200));
+    eventually("ready after the migrations", || service.status("/readyz") == Some(200));
     applied(&service, &user("user.created", "user_1", milliseconds(), "Ada"));
     service.stop();
 }
@@ -292,7 +292,7 @@ fn what_happened_to_a_user_is_told_in_its_order(host: &mut Host) {
     assert_eq!(lines[0]["svix_id"], first.id.as_str());
     assert_eq!(lines[1]["changed_fields"], json!(["first_name"]));
     assert_eq!(lines[1]["kind"], "user");
-    // Of a stranger nothing is known, here and by `erase status`; a tombstone is something.
+    // Unknown to `audit` and `erase status` at first; after the erasure, the tombstone counts as known.
     for known in [false, true] {
         for command in
             [["audit", "user_2"].as_slice(), &["erase", "status", "user_2"], &["audit", "user_2", "--json"]]
@@ -318,7 +318,7 @@ fn what_is_known_of_an_id_is_said_of_every_kind(host: &mut Host) {
     closed["type"] = "organization.deleted".into();
     applied(&service, &closed);
     service.stop();
-    // That a membership is of somebody says nothing of them.
+    // A membership of a user or organization does not make that user or organization known.
     for unknown in [["audit", "user_1"].as_slice(), &["erase", "status", "user_1"], &["audit", "org_1"]] {
         let told = host.run(unknown);
         assert_eq!(told.code, Some(1), "{unknown:?}: {told:?}");
@@ -327,7 +327,7 @@ fn what_is_known_of_an_id_is_said_of_every_kind(host: &mut Host) {
     assert!(host.run(&["audit", "orgmem_1"]).succeeded().contains("ORGANIZATION_MEMBERSHIP_CREATED"));
     let told = host.run(&["audit", "org_2"]);
     assert_eq!(told.code, Some(0), "a tombstone of any kind counts: {told:?}");
-    assert!(!told.stderr.contains("erase status"), "that is about users alone: {told:?}");
+    assert!(!told.stderr.contains("erase status"), "`erase status` is for users only: {told:?}");
 }
 
 fn one_connection_is_enough(host: &mut Host) {
@@ -354,7 +354,7 @@ fn migrations_are_listed_applied_once_and_listed_again(host: &mut Host) {
     assert!(listed.contains(&format!("applied  {first}")) && !listed.contains("pending"), "{listed}");
 }
 
-/// As `pg_dump --data-only` writes it: every table, also that of the migrations.
+/// As `pg_dump --data-only` would dump it: every table, including that of the migrations.
 #[test]
 fn a_dump_of_the_data_alone_is_restored_into_new_tables() {
     let Some(old) = Host::with(Keeper::Postgres) else { return };
@@ -376,7 +376,7 @@ fn a_dump_of_the_data_alone_is_restored_into_new_tables() {
     service.stop();
 }
 
-/// drizzle-kit gives up a file with a view on several lines.
+/// drizzle-kit cannot read a file with a view on several lines.
 #[test]
 fn views_stand_on_one_line_in_sqlites_file() {
     let Some(host) = Host::with(Keeper::Sqlite) else { return };
@@ -440,7 +440,7 @@ fn nothing_personal_reaches_the_log_the_metrics_or_the_errors(host: &mut Host) {
     let deep = format!("{}\"MARKER\"{}", "[".repeat(20_000), "]".repeat(20_000));
     let bodies = [
         (event("user_1", "MARKERfirst", "MARKER@example.com", r#"{"MARKER":1}"#), "applied"),
-        // The same address again, which an index of the application refuses, with DETAIL.
+        // The same address as that of another user, which an application's index refuses with a DETAIL.
         (event("user_2", "MARKERfirst", "MARKER@example.com", "{}"), "parked"),
         (event("user_3", "MARKERrefused", "MARKER3@example.com", "{}"), "parked"),
         (event("user_4", "MARKERfirst", "MARKER4@example.com", r#"{"MARKER":1e1000000}"#), "any"),
@@ -467,7 +467,7 @@ fn nothing_personal_reaches_the_log_the_metrics_or_the_errors(host: &mut Host) {
         assert_eq!(answer.word(), "invalid_signature");
         everything.push_str(&answer.body);
     }
-    // What is asked of the private API, rightly and wrongly, as long as somebody is there to be found.
+    // Valid and invalid requests to the private API, before the user is deleted.
     let found = service.get_api("/v1/users?email=MARKER%40example.com", Some("Bearer MARKERtoken"));
     assert!(found.status == 200 && found.body.contains("MARKERfirst"), "{found:?}");
     for (path, authorization) in [
@@ -493,7 +493,7 @@ fn nothing_personal_reaches_the_log_the_metrics_or_the_errors(host: &mut Host) {
     let mut service = service;
     assert_eq!(service.wait(Duration::from_secs(20)).code(), Some(0));
     let log = service.log();
-    assert!(log.contains(r#""fields":"first_name""#), "a field that cannot be read is named: {log}");
+    assert!(log.contains(r#""fields":"first_name""#), "the log names a field that cannot be read: {log}");
     assert!(log.contains("parked: kept in webhook_queue"), "{log}");
     everything.push_str(&log);
     for marker in ["MARKER", "TUFSS0VS", "203.0.113.199", "example.com", "xxxx"] {
@@ -508,7 +508,7 @@ fn nothing_personal_reaches_the_log_the_metrics_or_the_errors(host: &mut Host) {
     assert!(!format!("{about_errors:?}").contains("MARKER"));
 }
 
-/// On the keeper that is always there.
+/// A host on SQLite, which is always available.
 fn host() -> Host {
     Host::with(Keeper::Sqlite).expect("SQLite is always there")
 }
@@ -517,7 +517,7 @@ fn created() -> Post {
     post(&user("user.created", &unique("user_"), milliseconds(), "Ada"))
 }
 
-/// The shape of every error of a handler.
+/// Assert the status, code and shape of an error answer.
 fn assert_refused(answer: &Answer, status: u16, code: &str) {
     assert_eq!((answer.status, answer.word().as_str()), (status, code), "{answer:?}");
     assert_eq!(answer.headers["content-type"], "application/json");
@@ -535,7 +535,7 @@ fn both_routes_and_both_header_families_are_the_same() {
         for family in ["svix", "webhook"] {
             let delivery = Post { path, family, ..created() };
             assert_eq!(service.post(&delivery).word(), "applied", "{path} {family}");
-            // The same delivery under the other names is the same delivery.
+            // The delivery with the other header names is a duplicate.
             let other = if family == "svix" { "webhook" } else { "svix" };
             assert_eq!(service.post(&Post { family: other, ..delivery }).word(), "duplicate");
         }
@@ -570,8 +570,8 @@ fn the_configuration_is_shown_with_its_origins_and_without_secrets() {
     let variables = Settings::variables().into_iter().filter(|name| !name.ends_with("_URL_FILE"));
     let plain: Vec<String> =
         variables.filter(|name| !name.ends_with("_FILE") || name == "CONFIG_FILE").collect();
-    assert_eq!(json.as_object().unwrap().len(), plain.len(), "every variable: {plain:?}");
-    // What cannot be used is not shown as if it were, and all the rest is.
+    assert_eq!(json.as_object().unwrap().len(), plain.len(), "every variable is listed: {plain:?}");
+    // An invalid value is not shown, and all others are.
     let refused = host.run(&["config", "--json", "--port", "x"]);
     assert_eq!(refused.code, Some(78), "{refused:?}");
     assert!(refused.stderr.contains("PORT (--port): found \"x\""), "{refused:?}");
@@ -597,7 +597,7 @@ fn health_can_be_asked_without_curl() {
     let port = service.private.port().to_string();
     assert_eq!(host.run(&["healthcheck", "--admin-port", &port]).succeeded(), "ready\n");
     assert_eq!(host.run(&["healthcheck", "--live", "--admin-port", &port]).succeeded(), "alive\n");
-    assert_eq!(host.run(&["healthcheck"]).code, Some(2), "which port that is only the service knows");
+    assert_eq!(host.run(&["healthcheck"]).code, Some(2), "only the service knows the chosen port");
 }
 
 #[test]
@@ -720,7 +720,7 @@ fn what_is_too_large_is_413_and_the_sender_sees_it() {
     let mut host = host();
     host.set("WEBHOOK_MAX_BODY_BYTES", "2000");
     let service = host.serve();
-    // All of it is sent before the answer is read.
+    // The whole body is sent before the answer is read.
     let large = Post::new("x".repeat(3_000_000));
     assert_refused(&service.post(&large), 413, "body_too_large");
     let mut client = service.client();
@@ -744,7 +744,7 @@ fn a_head_that_is_too_large_is_431_and_a_body_that_does_not_come_is_408() {
     let started = Instant::now();
     let mut large = service.client();
     let head = format!("GET /livez HTTP/1.1\r\nhost: test\r\nx: {}\r\n\r\n", "x".repeat(64 * 1024));
-    // The answer may come, and the connection end, while we are still sending.
+    // The server may answer and close the connection before everything is sent.
     _ = large.send(head.as_bytes());
     assert_eq!(large.answer().expect("an answer").status, 431);
     assert_refused(&client.answer().expect("an answer"), 408, "body_timeout");
@@ -774,7 +774,7 @@ fn an_allow_list_knows_callers_by_their_trusted_proxies_only() {
     host.set("WEBHOOK_ALLOWED_IPS", "svix");
     let service = host.serve();
     assert_refused(&service.post(&created()), 403, "address_not_allowed");
-    // Nobody is trusted, so nobody's word counts.
+    // No proxy is trusted, so the header does not count.
     assert_refused(&service.post(&forwarded("52.215.16.239")), 403, "address_not_allowed");
     service.stop();
     host.set("TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8");
@@ -785,7 +785,7 @@ fn an_allow_list_knows_callers_by_their_trusted_proxies_only() {
         assert_refused(&service.post(&forwarded(by)), 403, "address_not_allowed");
     }
     assert_refused(&service.post(&created()), 403, "address_not_allowed");
-    // Probes are for everybody.
+    // Probes are allowed from any address.
     assert_eq!(service.get("/readyz").status, 200);
     service.stop();
     host.set("WEBHOOK_ALLOWED_IPS", "127.0.0.1,192.0.2.0/24");
@@ -800,14 +800,14 @@ fn secrets_are_rotated_by_naming_both() {
     let service = host.serve();
     let delivery = created();
     assert_eq!(service.post(&delivery).word(), "applied");
-    // Two endpoints on one URL deliver everything twice.
+    // Two endpoints with the same URL deliver every event twice.
     assert_eq!(service.post(&Post { secret: OTHER_SECRET, ..delivery }).word(), "duplicate");
     assert_eq!(service.post(&Post { secret: OTHER_SECRET, ..created() }).word(), "applied");
     service.stop();
     host.set("CLERK_WEBHOOK_SIGNING_SECRET", OTHER_SECRET);
     let service = host.serve();
     assert_refused(&service.post(&created()), 400, "invalid_signature");
-    // Svix's own rotation: several signatures in one header.
+    // Svix's own rotation sends several signatures in one header.
     let delivery = Post { secret: OTHER_SECRET, ..created() };
     let (head, good) = (delivery.head(), delivery.signature());
     let several = head.replace(&good, &format!("v1a,AAAA v1,{} nonsense {good}", "A".repeat(43) + "="));
@@ -866,8 +866,11 @@ fn dev_tells_a_story_in_an_empty_directory_and_leaves() {
         assert!(out.contains(word), "{word}: {out}");
     }
     assert!(!told.stderr.contains("whsec_"), "{told:?}");
-    assert!(std::fs::metadata(host.path("clerk-sync.db")).is_ok(), "made here");
-    // Again, on what is already there.
+    assert!(
+        std::fs::metadata(host.path("clerk-sync.db")).is_ok(),
+        "the database is created in this directory"
+    );
+    // A second run works on the existing database.
     host.run(&["dev", "--sample", "--once"]).succeeded();
 }
 
@@ -883,7 +886,7 @@ fn dev_never_touches_the_database_of_the_environment() {
     host.write("url", &format!("sqlite://{precious}"));
     host.write(".env", "DATABASE_URL_FILE=url\n");
     host.run(&["dev", "--sample", "--once"]).succeeded();
-    assert!(std::fs::metadata(&precious).is_err(), "samples reached it");
+    assert!(std::fs::metadata(&precious).is_err(), "the samples reached the precious database");
     let url = format!("sqlite://{precious}");
     host.run(&["dev", "--sample", "--once", "--database-url", &url]).succeeded();
     assert!(std::fs::metadata(&precious).is_ok());
@@ -896,13 +899,13 @@ fn dev_says_what_it_ignores_and_makes_the_same_users_in_every_run() {
     let first = host.run(&["dev", "--fake-clerk", "30", "--once"]).succeeded();
     assert!(first.contains("DATABASE_URL of the environment or .env: ignored"), "{first}");
     assert!(first.contains("30 users, 30 of them written"), "{first}");
-    // The fake is gone by then.
+    // The fake has stopped by then.
     assert!(!first.contains("CLERK_API_URL="), "{first}");
     host.unset("DATABASE_URL");
     let second = host.run(&["dev", "--fake-clerk", "30", "--once"]).succeeded();
     assert!(second.contains("30 users, 0 of them written") && !second.contains("ignored"), "{second}");
     let service = Service::start(host.command(&["dev", "--fake-clerk", "0"]));
-    eventually("an invitation", || service.out().contains("Ctrl-C"));
+    eventually("the hint to press Ctrl-C", || service.out().contains("Ctrl-C"));
     let out = service.out();
     assert!(out.contains("reconcile --dry-run") && !out.contains(" ensure "), "{out}");
     service.stop();
@@ -919,7 +922,7 @@ fn samples_stay_out_of_a_real_database_and_a_service_on_one_of_samples_says_so()
         |line: &Value| line["level"] == "WARN" && line["message"].as_str().unwrap().contains("made-up users");
     assert!(service.lines().iter().any(warns), "{}", service.log());
     service.stop();
-    // Somebody's backfill has been there.
+    // A real backfill has changed the instance.
     host.sql("UPDATE clerk_instance SET instance_id = 'ins_real'");
     let before = host.count("audit_log");
     let refused = host.run(&story);
@@ -936,7 +939,7 @@ fn dev_stays_and_prints_a_curl_command_that_works() {
     let mut host = host();
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
     let service = Service::start(host.command(&["dev"]));
-    eventually("an invitation", || service.out().contains("Ctrl-C"));
+    eventually("the hint to press Ctrl-C", || service.out().contains("Ctrl-C"));
     let out = service.out();
     let start = out.find("curl ").expect("a curl command");
     let command = out[start..].split("\n\n").next().expect("a paragraph");
@@ -953,15 +956,15 @@ fn dev_keeps_a_token_of_the_environment_to_itself() {
     let mut host = host();
     host.set("ADMIN_TOKEN", "hunter2");
     let service = Service::start(host.command(&["dev"]));
-    eventually("an invitation", || service.out().contains("Ctrl-C"));
+    eventually("the hint to press Ctrl-C", || service.out().contains("Ctrl-C"));
     assert!(service.out().contains("$ADMIN_TOKEN"), "{}", service.out());
     assert!(!service.out().contains("hunter2"), "{}", service.out());
     assert_eq!(service.get_api("/v1/users", Some("Bearer hunter2")).status, 200);
     service.stop();
 }
 
-/// Do what a printed curl command says, also where no curl is installed: a shell reads the command as it would for a user,
-/// and our own client sends the request.
+/// Run a printed curl command, even if curl is not installed: a shell parses the command as it would for a user, and the test's
+/// client sends the request.
 fn curl(host: &Host, command: &str) -> Answer {
     let shown = Command::new("sh")
         .args(["-c", &format!("curl() {{ printf '%s\\0' \"$@\"; }}\n{command}")])
@@ -1001,7 +1004,7 @@ fn samples_are_printed_signed_and_sent() {
         let event: Value = serde_json::from_str(&body).expect("JSON");
         assert_eq!(event["type"], event_type);
     }
-    // A user id that a shell would love to get its hands on.
+    // A user id with characters that are dangerous in a shell.
     let id = "user_it's $(touch owned) `touch owned`";
     let command = host.run(&["sample", "user.created", "--curl", "--url", &url, "--user-id", id]).succeeded();
     assert_eq!(curl(&host, &command).word(), "applied", "{command}");
@@ -1053,7 +1056,7 @@ fn wrong_usage_is_2() {
     let no_text = host.command(&["erase"]).arg(OsStr::from_bytes(b"\xff")).output().expect("output");
     assert_eq!(no_text.status.code(), Some(2), "{no_text:?}");
     if Path::new("/dev/full").exists() {
-        let full = || File::options().write(true).open("/dev/full").expect("a full disk");
+        let full = || File::options().write(true).open("/dev/full").expect("/dev/full");
         for command in [["sample", "user.created"], ["completions", "bash"], ["config", "--json"]] {
             let cut_off = host.command(&command).stdout(full()).output().expect("output");
             let told = String::from_utf8_lossy(&cut_off.stderr).into_owned();
@@ -1061,7 +1064,7 @@ fn wrong_usage_is_2() {
             assert!(told.contains("the output is incomplete: "), "{command:?}: {told}");
         }
     }
-    // What the environment sets is no part of how to use it.
+    // The usage line omits options that the environment sets.
     for command in ["sample", "send", "ensure"] {
         let wrong = host.run(&[command]).stderr;
         assert!(wrong.contains(&format!("Usage: clerk-sync {command} [OPTIONS] <")), "{wrong}");
@@ -1137,7 +1140,7 @@ fn secrets_may_stand_in_files_and_variables_in_an_env_file() {
         ".env",
         "# comment\nCLERK_WEBHOOK_SIGNING_SECRET_FILE=./secret\nDATABASE_URL_FILE=./url\nPORT=0\nADMIN_PORT=wrong\n",
     );
-    // ADMIN_PORT of the environment wins over the file's.
+    // The environment's ADMIN_PORT overrides the file's.
     let service = host.serve();
     assert_eq!(service.post(&created()).word(), "applied");
     assert_eq!(host.count("users"), 1);
@@ -1171,15 +1174,15 @@ fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() 
         assert_eq!(refused.code, Some(78), "{command:?}: {refused:?}");
         assert!(refused.stdout.is_empty() && !refused.stderr.contains("hunter2"), "{refused:?}");
     }
-    // What does without any configuration does without this one too.
+    // Commands that need no configuration still work.
     host.run(&["completions", "bash"]).succeeded();
-    // In a directory above it is told which file that is.
+    // Below the directory of the file, the message contains its path.
     std::fs::create_dir(host.path("below")).unwrap();
     let mut command = host.command(&["migrate"]);
     let below = command.current_dir(host.path("below")).output().unwrap();
     let below = String::from_utf8_lossy(&below.stderr).into_owned();
     assert!(below.contains("/.env: lines 1 and 3 cannot be understood"), "{below}");
-    // Before it made a database by the default's name.
+    // An earlier version created a database with the default name.
     host.write(".env", "DATABASE_URL=${POSTGRES_URL}\nPOSTGRES_URL=postgres://127.0.0.1/\n");
     host.unset("DATABASE_URL");
     let nothing = host.run(&["migrate"]);
@@ -1190,7 +1193,7 @@ fn with_a_broken_env_file_the_configuration_is_shown_and_nothing_else_is_done() 
     );
     host.write(".env", "");
     host.run(&["migrate"]).succeeded();
-    // Names that were mistyped.
+    // Mistyped names.
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
     host.write(".env", &format!("DELETION_POLICIY=hunter2\nCLERK_WEBHOOK_SECRET={SECRET}\n"));
     let shown = host.run(&["config"]);
@@ -1219,7 +1222,7 @@ fn what_is_wrong_with_a_command_line_is_told_without_the_variables_that_are_set(
         assert_eq!(refused.code, Some(2), "{refused:?}");
         assert!(refused.stderr.contains(usage), "{refused:?}");
     }
-    // The help still tells of the variables.
+    // The help still shows the variables.
     assert!(host.run(&["erase", "--help"]).succeeded().contains("[env: QUEUE_MAX_ATTEMPTS]"));
     let without = host.run(&[]);
     assert_eq!(without.code, Some(2), "{without:?}");
@@ -1308,7 +1311,7 @@ fn serve_waits_for_the_database_and_gives_up_with_69() {
     let refused = host.run(&["migrate"]);
     assert_eq!(refused.code, Some(69), "{refused:?}");
     assert!(refused.stderr.contains("there is no host db.invalid"), "{refused:?}");
-    // Of a network for documents, to which there is no way.
+    // An address from a network for documentation, to which no route exists.
     host.set("DATABASE_URL", "postgres://app:hunter2@[2001:db8::1]/shop");
     let refused = host.run(&["migrate"]);
     assert_eq!(refused.code, Some(69), "{refused:?}");
@@ -1339,7 +1342,7 @@ fn a_database_that_will_never_let_us_in_is_78_at_once() {
             let refused = host.run(&[command]);
             assert_eq!(refused.code, Some(78), "{refused:?}");
             assert!(refused.stderr.contains(words), "{refused:?}");
-            assert!(started.elapsed() < Duration::from_secs(20), "it waited for what never comes");
+            assert!(started.elapsed() < Duration::from_secs(20), "the command waited in vain");
         }
     }
 }
@@ -1362,7 +1365,7 @@ fn serve_is_ready_soon_after_its_database_has_come() {
 fn only_a_server_at_the_other_end_of_a_loopback_connection_is_spoken_to_without_tls() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };
     if host.get("DATABASE_URL").contains("sslmode") {
-        return skip("sslmode", "TEST_POSTGRES_URL says itself what is encrypted");
+        return skip("sslmode", "TEST_POSTGRES_URL sets sslmode");
     }
     let encrypted = |host: &Host| {
         let service = host.serve();
@@ -1376,7 +1379,7 @@ fn only_a_server_at_the_other_end_of_a_loopback_connection_is_spoken_to_without_
     if matches!(host.postgres_address().0.as_str(), "localhost" | "127.0.0.1" | "::1") {
         assert_eq!(encrypted(&host), "f");
     }
-    // Somebody in between may be anywhere, and what they pass on may be heard.
+    // A proxy may be anywhere, and its connection to the server could be intercepted.
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
     host.reach_server_at(proxy.address);
     assert_eq!(
@@ -1416,7 +1419,7 @@ fn a_log_for_people_has_one_line_an_event_too() {
     let service = Service::start(command);
     let delivery = created();
     assert_eq!(service.post(&delivery).word(), "applied");
-    eventually("a line", || service.log().contains(&delivery.id));
+    eventually("the log line", || service.log().contains(&delivery.id));
     let log = service.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(&delivery.id)).collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -1431,7 +1434,7 @@ fn free_port() -> String {
 #[test]
 fn two_services_share_one_database() {
     let Some(host) = Host::with(Keeper::Postgres) else { return };
-    // They start at once, so both want to migrate.
+    // Both start at once, so both want to migrate.
     let services = thread::scope(|scope| {
         let starting = [scope.spawn(|| host.serve()), scope.spawn(|| host.serve())];
         starting.map(|starting| starting.join().expect("ready"))
@@ -1492,7 +1495,7 @@ fn what_looks_or_removes_makes_nothing(host: &mut Host) {
                 }
             }
         }
-        // Empty is no better than absent.
+        // An empty schema or file is no better than none.
         match host.keeper {
             Keeper::Postgres if !made => _ = host.sql(&format!("CREATE SCHEMA {}", host.schema)),
             Keeper::Sqlite => _ = host.write("users.db", ""),

@@ -1,5 +1,5 @@
-//! A kind of object that only these tests know, declared here and nowhere else: whatever holds for it holds for every kind. Of
-//! clubs and of those who are in them: who leaves and joins again has another membership.
+//! A kind of object that only these tests declare: what holds for it holds for every kind. The objects are clubs and their
+//! members' passes. A user that leaves a club and joins again gets another pass.
 
 use std::{
     future::ready,
@@ -47,7 +47,7 @@ use crate::{
 
 use Outcome::{Applied, Duplicate, Ignored, Parked, Stale, Unchanged};
 
-/// Of the private API.
+/// The token of the private API.
 const TOKEN: &str = "t0ken";
 
 pub(crate) static CLUB: Entity = Entity {
@@ -129,7 +129,7 @@ promises! {
 async fn with_kinds(world: &mut World) {
     world.know(KINDS).await;
     if world.keeper == Keeper::Mongodb {
-        // It makes collections of the kinds that it knows.
+        // Migrating creates the collections of the new kinds.
         world.store.migrate().await.unwrap();
     }
     for entity in &KINDS[1..] {
@@ -151,7 +151,7 @@ fn closed(id: &str, at: i64) -> Event {
     Event::about("club.closed", json!({ "id": id, "object": "club", "deleted": true }), NOW + at)
 }
 
-/// Of a pass that was given then, as it stood at another time.
+/// An event about a pass that was given at `given`, with the state at `at`.
 fn pass(id: &str, club: &str, user: &str, given: i64, at: i64) -> Event {
     Event::about("clubPass.changed", pass_data(id, club, user, given, at), NOW + at)
 }
@@ -192,13 +192,13 @@ async fn an_object_of_any_kind_is_applied_exactly_once_and_in_order(mut world: W
     assert_eq!(world.deliver(&club("club_1", "Late", 5)).await, Stale);
     assert_eq!(world.deliver(&club("club_1", "Chess", 11)).await, Unchanged);
     assert_eq!(world.deliver(&club("club_1", "Go", 20)).await, Applied);
-    // A user of the same id is somebody else.
+    // A user with the same id is a different object.
     assert_eq!(world.deliver(&Event::created("club_1")).await, Applied);
     assert_eq!(world.column("SELECT name FROM clubs").await, ["Go"]);
     assert_eq!(world.deliver(&closed("club_1", 1)).await, Applied);
     assert_eq!(world.deliver(&closed("club_1", 30)).await, Stale);
     assert_eq!(world.deliver(&club("club_1", "Ghost", 40)).await, Stale);
-    assert_eq!(world.deliver(&closed("club_2", 30)).await, Applied, "a tombstone of one never seen");
+    assert_eq!(world.deliver(&closed("club_2", 30)).await, Applied, "a tombstone of an unknown club");
     assert_eq!(world.count("clubs").await, 0);
     assert!(world.user("club_1").await.is_some());
     assert_eq!(tombstones(&world).await, ["club club_1", "club club_2"]);
@@ -206,7 +206,7 @@ async fn an_object_of_any_kind_is_applied_exactly_once_and_in_order(mut world: W
     assert_eq!(lines, ["CLUB_CREATED club", "CLUB_UPDATED club", "USER_CREATED user", "CLUB_DELETED club"]);
     let kinds = world.column("SELECT DISTINCT kind FROM processed_webhooks ORDER BY kind").await;
     assert_eq!(kinds, ["club", "user"]);
-    assert_eq!(world.count("erasure_receipts").await, 0, "nobody was erased");
+    assert_eq!(world.count("erasure_receipts").await, 0, "no user was erased");
 }
 
 async fn where_a_row_belongs_is_kept_whatever_the_allow_list_says(mut world: World) {
@@ -242,7 +242,7 @@ async fn a_value_of_every_type_is_kept_and_cleared(mut world: World) {
         serde_json::from_str::<Json>(value("rules").json().unwrap()).unwrap(),
         json!({ "shoes": ["clean"] })
     );
-    // What is absent stays, null clears, and what cannot be read costs its own field only.
+    // An absent field stays, null clears a field, and an unreadable value affects only its own field.
     let event = club("club_1", "Go", 20).set("seats", Json::Null).set("open", "perhaps").without("rules");
     assert_eq!(world.deliver(&event).await, Applied);
     let row = world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().object;
@@ -279,7 +279,7 @@ async fn a_parent_takes_its_children_with_it(mut world: World) {
         .column("SELECT DISTINCT event_at FROM entity_versions WHERE clerk_id IN ('club_1', 'pass_12')")
         .await;
     assert_eq!(at, [(NOW + 30).to_string()], "the time of the parent's event");
-    // What comes of them later is out of date, and their own deletions find it done.
+    // Later events about the passes are stale, and so are the passes' own deletions.
     let late = [pass("pass_11", "club_1", "user_1", 0, 90), taken("pass_12", "club_1", "user_2", 90)];
     assert_eq!(world.deliver_all(&late).await, [Stale, Stale]);
     assert_eq!(passes(&world).await.len(), 1);
@@ -302,7 +302,7 @@ async fn a_parent_takes_children_of_a_kind_that_is_no_longer_synced(mut world: W
     assert_eq!(world.deliver(&Event::deleted("user_1", 30)).await, Applied);
     assert_eq!(passes(&world).await, ["pass_2 club_1 user_2"]);
     assert_eq!(tombstones(&world).await, ["club_pass pass_1", "user user_1"]);
-    assert_eq!(world.count("club_passes").await, 1, "with what it said of the user");
+    assert_eq!(world.count("club_passes").await, 1, "the pass of user_1 is gone with its data");
 }
 
 async fn a_child_that_learns_of_its_parents_death_goes_too(mut world: World) {
@@ -311,7 +311,7 @@ async fn a_child_that_learns_of_its_parents_death_goes_too(mut world: World) {
     assert_eq!(world.deliver_all(&[club("club_1", "Chess", 10), given]).await, [Applied, Applied]);
     world.sql("UPDATE club_passes SET user_id = NULL").await;
     world.deliver(&Event::deleted("user_1", 30)).await;
-    assert_eq!(world.count("club_passes").await, 1, "nobody knows whose it is");
+    assert_eq!(world.count("club_passes").await, 1, "the owner of the pass is unknown");
     assert_eq!(world.deliver(&pass("pass_1", "club_1", "user_1", 0, 40)).await, Stale);
     assert_eq!(world.count("club_passes").await, 0);
     assert_eq!(tombstones(&world).await, ["club_pass pass_1", "user user_1"]);
@@ -351,7 +351,7 @@ async fn a_child_of_a_deleted_parent_is_stale(mut world: World) {
     world.deliver_all(&[closed("club_1", 30), Event::deleted("user_9", 0)]).await;
     for (club, user) in [("club_1", "user_1"), ("club_2", "user_9")] {
         assert_eq!(world.deliver(&pass("pass_1", club, user, 0, 99)).await, Stale);
-        // In one batch with the deletion as well, on whichever side of it.
+        // The same in one batch with the deletion, before or after it.
         let batch = [
             pass("pass_2", "club_3", user, 0, 99),
             closed("club_3", 1),
@@ -411,13 +411,13 @@ async fn a_row_that_the_application_holds_on_to_is_marked(mut world: World) {
     assert_eq!(world.deliver(&closed("club_1", 30)).await, Applied);
     let kept =
         world.column("SELECT name || ' ' || seats AS line FROM clubs WHERE deleted_at IS NOT NULL").await;
-    assert_eq!(kept, ["Chess 12"], "nothing in it is about a person");
+    assert_eq!(kept, ["Chess 12"], "a club contains no personal data");
     let kept = world.rows("SELECT clerk_id, level, note, deleted_at FROM club_passes").await;
     assert_eq!((kept.len(), &kept[0]["clerk_id"], &kept[0]["note"]), (1, &json!("pass_1"), &Json::Null));
     assert!(!kept[0]["deleted_at"].is_null());
-    assert_eq!(world.count("webhook_queue").await, 0, "that is as good as gone");
+    assert_eq!(world.count("webhook_queue").await, 0, "a marked row counts as deleted");
     assert!(world.store.row(&clerk_id_of(&CLUB, "club_1")).await.unwrap().unwrap().standing().is_none());
-    // A second deletion finds it done.
+    // A second deletion has nothing to do.
     assert_eq!(world.deliver(&closed("club_1", 40)).await, Stale);
     world.sql("DROP TABLE bookings").await;
 }
@@ -435,7 +435,7 @@ async fn more_children_than_one_transaction_takes_follow_and_never_read_as_whole
     world.deliver(&pass("pass_x", "club_2", "user_1", 0, 20)).await;
     assert_eq!(passes(&world).await.len(), 14 * 512 + 1);
     assert_eq!(world.deliver(&closed("club_1", 30)).await, Applied);
-    assert_eq!(passes(&world).await, ["pass_x club_2 user_1"], "all of them are marked at once");
+    assert_eq!(passes(&world).await, ["pass_x club_2 user_1"], "all passes are marked at once");
     assert!(world.count("club_passes").await > 2000);
     assert_eq!(world.deliver(&pass("pass_9000", "club_1", "user_1", 0, 90)).await, Stale);
     world.drain().await;
@@ -465,7 +465,7 @@ async fn other_systems_hear_of_every_kind(mut world: World) {
     assert_eq!(
         told,
         ["club.deleted club_1", "club_pass.deleted pass_1"],
-        "what they were not told yet is taken back"
+        "undelivered messages are withdrawn"
     );
 }
 
@@ -476,7 +476,7 @@ async fn what_is_parked_of_a_kind_goes_with_it(mut world: World) {
     assert_eq!(waiting, ["club club_1", "club_pass pass_1"]);
     world.deliver(&closed("club_1", 30)).await;
     let waiting = world.column("SELECT clerk_id FROM webhook_queue").await;
-    assert_eq!(waiting, ["pass_1"], "it is stale, and nobody knows that yet");
+    assert_eq!(waiting, ["pass_1"], "the pass is stale, which only its processing will show");
     assert_eq!(world.drain().await.into_iter().map(|(_, outcome)| outcome).collect::<Vec<_>>(), [Stale]);
     assert_eq!(world.count("club_passes").await, 0);
 }
@@ -503,7 +503,10 @@ async fn rows_of_a_kind_are_walked_through_in_pages_and_found_by_their_parents(m
     let ids = [clerk_id_of(&CLUB_PASS, "pass_2"), clerk_id_of(&CLUB_PASS, "pass_3")];
     let these = world.store.these(&CLUB_PASS, &ids).await.unwrap();
     assert_eq!(these.iter().map(|row| row.object.clerk_id.as_str()).collect::<Vec<_>>(), ["pass_3"]);
-    assert!(world.store.row(&clerk_id("pass_3")).await.unwrap().is_none(), "that would be a user");
+    assert!(
+        world.store.row(&clerk_id("pass_3")).await.unwrap().is_none(),
+        "an id of this form belongs to a user"
+    );
 }
 
 async fn two_replicas_that_delete_a_parent_and_write_its_children_leave_none(mut world: World) {
@@ -523,7 +526,7 @@ async fn two_replicas_that_delete_a_parent_and_write_its_children_leave_none(mut
     }
 }
 
-/// Columns with their types, and indexes, of the tables of synced objects that begin with this.
+/// Columns with their types, and indexes, of the synced tables whose names begin with this prefix.
 async fn tables(world: &World, prefix: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entity in entity::ALL.iter().filter(|entity| !entity.has_preferences) {
@@ -573,7 +576,7 @@ async fn migrations_make_what_the_declarations_say(world: World) {
     );
 }
 
-/// A Clerk of one instance that has these clubs.
+/// A fake Clerk with one instance, which lists these clubs.
 async fn clerk_with(clubs: Arc<Mutex<Vec<Json>>>) -> Url {
     let listed = Arc::clone(&clubs);
     let list = move |asked: Uri| {
@@ -621,7 +624,7 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
         let tell = watch::channel(Progress::default()).0;
         let done = &mut Done::default();
         let summary = backfill(&context, &Wanted::all(&CLUB), done, false, tell).await.unwrap();
-        assert_eq!(summary.counts.applied, written, "the second time nothing is new");
+        assert_eq!(summary.counts.applied, written, "the second run finds nothing new");
     }
     let names =
         "SELECT clerk_id || ' ' || name AS line FROM clubs WHERE deleted_at IS NULL ORDER BY clerk_id";
@@ -646,11 +649,11 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
         }
     }
     assert_eq!(world.column(names).await, ["club_1 Chess and Go", "club_3 Sailing"]);
-    assert_eq!(passes(&world).await, [""; 0], "what belonged to it went with it");
+    assert_eq!(passes(&world).await, [""; 0], "its passes were deleted with it");
     assert!(!compare(true).await.has_drift());
 }
 
-/// A private listener over the store of this world.
+/// Start a private listener on the store of this world.
 async fn private_listener(world: &World) -> Url {
     let (store, now) = (Arc::clone(&world.store), world.now);
     let clock: Clock = Arc::new(move || now);
@@ -713,7 +716,10 @@ async fn programs_read_every_kind(mut world: World) {
     assert_eq!(ids, ["pass_1", "pass_2"]);
     let (_, clubs) = ask("/v1/users/user_1/clubs").await;
     assert_eq!(clubs["clubs"][0]["name"], "Chess");
-    assert_eq!(clubs["clubs"][0]["pass"]["level"], "gold", "what leads there stands with it");
+    assert_eq!(
+        clubs["clubs"][0]["pass"]["level"], "gold",
+        "each club is listed with the pass that links to it"
+    );
     let (_, described) = ask("/v1/openapi.json").await;
     for path in ["/v1/clubs", "/v1/clubs/{clerk_id}", "/v1/clubs/{clerk_id}/passes", "/v1/club_passes"] {
         assert!(described["paths"][path]["get"].is_object(), "{path}");

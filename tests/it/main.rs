@@ -1,10 +1,10 @@
-//! Every test that needs more than one room, in one binary.
+//! All integration tests, in one binary.
 //!
-//! Each runs on every database that keeps users: see [`world`] for tests of the library, and [`service`] for tests of
-//! the real program.
+//! Each test runs on every supported database. [`world`] supports tests of the library, and [`service`] supports tests
+//! of the real program.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::disallowed_methods, reason = "the real program has a real clock")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
+#![expect(clippy::disallowed_methods, reason = "the real program uses the real clock")]
 
 mod application;
 mod cable;

@@ -1,5 +1,5 @@
-//! What goes with others, in the hands of those who mean it badly: applications that hold on to rows, bodies that say less than
-//! they should, replicas at the same moment.
+//! Objects that are deleted with their parents, under adverse conditions: applications that keep rows, bodies with missing
+//! fields, and replicas that write at the same moment.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ fn closed(id: &str, at: i64) -> Event {
     )
 }
 
-/// Of a membership that began then, as it stood at another time.
+/// An event about a membership that began at `since`, with the state at `at`.
 fn member(id: &str, organization: &str, user: &str, since: i64, at: i64) -> Event {
     let data = json!({
         "id": id, "object": "organization_membership", "role": "org:member", "permissions": ["read"],
@@ -94,7 +94,7 @@ async fn tombstones(world: &World) -> Vec<String> {
     world.column("SELECT clerk_id FROM entity_versions WHERE deleted ORDER BY clerk_id").await
 }
 
-/// Seats that point to memberships, with this clause on the foreign key.
+/// Create seats that reference memberships, with this clause on the foreign key.
 async fn seats(world: &World, clause: &str) {
     pointing(world, "seats", "clerk_id", "organization_memberships", clause).await;
 }
@@ -113,7 +113,7 @@ async fn nothing_but_a_users_address_is_an_address(mut world: World) {
             member("orgmem_2", "org_1", "user_2", 0, 10),
         ])
         .await;
-    // All of them once more in one batch, none of which says anything of another.
+    // All of them again in one batch; no event may affect another object.
     let batch = [
         organization("org_1", "Acme", 20),
         organization("org_2", "Acme", 20).set("slug", "acme"),
@@ -150,7 +150,7 @@ async fn what_a_membership_says_of_somebody_goes_also_if_its_row_has_to_stay(mut
             ];
             world.deliver_all(&all).await;
             world.sql("INSERT INTO seats (id, clerk_id) VALUES (1, 'orgmem_1'), (2, 'orgmem_2'), (3, 'orgmem_3')").await;
-            // The application marks rows as well.
+            // The application marks rows as deleted too.
             world
                 .sql("UPDATE organization_memberships SET deleted_at = synced_at WHERE clerk_id = 'orgmem_2'")
                 .await;
@@ -227,8 +227,8 @@ async fn a_constraint_that_speaks_at_the_commit_leaves_nothing_alive(mut world: 
         assert_eq!(members(&world).await, [""; 0]);
         assert_eq!(world.count("organizations WHERE deleted_at IS NULL").await, 0);
         assert_eq!(tombstones(&world).await, ["org_1", "orgmem_1"]);
-        assert_eq!(world.count("webhook_queue").await, 0, "what is no person is as good as gone");
-        // By the queue the same.
+        assert_eq!(world.count("webhook_queue").await, 0, "an organization's marked row counts as deleted");
+        // The same through the queue.
         world
             .enqueue(&[organization("org_2", "Ajax", 10), member("orgmem_2", "org_2", "user_1", 0, 20)])
             .await;
@@ -244,7 +244,7 @@ async fn a_constraint_that_speaks_at_the_commit_leaves_nothing_alive(mut world: 
 
 async fn a_membership_that_nobody_wrote_down_makes_room_as_well(mut world: World) {
     with_organizations(&mut world);
-    // A row of the application's, or of a backup, of which no register tells.
+    // A row without a version register, inserted by the application or by a restore.
     world
         .sql(
             "INSERT INTO organization_memberships (clerk_id, organization_id, user_id) VALUES ('orgmem_1', 'org_1', 'user_1')",
@@ -285,14 +285,18 @@ async fn a_body_about_a_membership_of_somebody_erased_is_not_kept(mut world: Wor
         .await;
     assert_eq!(world.deliver(&gone("user_1", 30)).await, Applied);
     let kept = "SELECT clerk_id FROM webhook_queue ORDER BY clerk_id";
-    assert_eq!(world.column(kept).await, ["orgmem_1", "orgmem_2"], "what is dead is gone");
+    assert_eq!(
+        world.column(kept).await,
+        ["orgmem_1", "orgmem_2"],
+        "the dead letter of the erased user is gone"
+    );
     world.pass(TimeDelta::hours(2));
     world.drain().await;
-    assert_eq!(world.column(kept).await, ["orgmem_2"], "what is tried again is found to be stale");
-    // Nor is what comes later.
+    assert_eq!(world.column(kept).await, ["orgmem_2"], "the retried delivery is stale");
+    // A later delivery is not kept either.
     assert_eq!(world.deliver(&guest("orgmem_3", "user_1")).await, Stale);
     assert_eq!(world.column(kept).await, ["orgmem_2"]);
-    // Who only founded the organization is somebody else.
+    // The founder of the organization is not the member.
     assert_eq!(world.deliver(&gone("user_founder", 30)).await, Applied);
     assert_eq!(world.column(kept).await, ["orgmem_2"]);
     assert_eq!(world.deliver(&guest("orgmem_5", "user_2")).await, Parked);
@@ -321,7 +325,7 @@ async fn what_is_out_of_date_takes_nobodys_place(mut world: World) {
     let events = [
         member("orgmem_2", "org_1", "user_2", 5, 20),
         member("orgmem_1", "org_1", "user_1", 0, 10),
-        // It was there once, says a webhook that was long on its way.
+        // An old event that was delayed on its way.
         member("orgmem_2", "org_1", "user_1", 5, 10),
     ];
     for size in 1..=events.len() {
@@ -336,7 +340,7 @@ async fn what_is_out_of_date_takes_nobodys_place(mut world: World) {
 
 async fn many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothing(mut world: World) {
     with_organizations(&mut world);
-    // 1,500 in one organization, the first 500 of whom are in another one as well, of 500 that are not in the first.
+    // Organization 1 has 1,500 members. The first 500 are also in another organization, with 500 users who are not in the first.
     let numbers = "WITH RECURSIVE n (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 1499)";
     let rows = |organization: &str| {
         format!(
@@ -351,7 +355,7 @@ async fn many_deletions_at_once_with_more_than_one_transaction_takes_leave_nothi
             &format!("INSERT INTO organization_memberships (clerk_id, organization_id, user_id) {numbers}"),
             1,
         ),
-        // A recursion ends at 1,000 there.
+        // A recursion ends at 1,000 rows there.
         Keeper::Mariadb | Keeper::Mysql => format!(
             "INSERT INTO organization_memberships (clerk_id, organization_id, user_id)
              SELECT 'orgmem_{organization}_' || n, '{organization}', 'user_' || n FROM (
@@ -445,7 +449,7 @@ async fn a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over(mu
     world.deliver_all(&all).await;
     assert_eq!(world.deliver_all(&[gone("user_1", 30), gone("user_2", 30)]).await, [Applied, Applied]);
     assert_eq!(tombstones(&world).await, [""; 0]);
-    // What Clerk says meanwhile of what is deleted there counts at once.
+    // During the grace period, Clerk's deletion of a membership is applied at once.
     assert_eq!(world.deliver(&left("orgmem_2", 31)).await, Applied);
     let now = world.now;
     let clock: Clock = std::sync::Arc::new(move || now);
@@ -458,7 +462,7 @@ async fn a_deletion_that_is_held_back_takes_memberships_when_its_time_is_over(mu
     assert_eq!(members(&world).await, [""; 0]);
     assert_eq!(tombstones(&world).await, ["orgmem_1", "orgmem_2", "user_1"]);
     assert!(world.user("user_2").await.unwrap().deleted_at.is_none());
-    // By hand the same.
+    // The same for an erasure by hand.
     world.rules.grace = TimeDelta::zero();
     world.deliver(&member("orgmem_3", "org_1", "user_2", 0, 40)).await;
     let fate = erasure::erase(&*world.store, &clerk_id("user_2"), &world.rules, &clock).await;
@@ -477,8 +481,8 @@ async fn objects_of_the_same_id_have_nothing_to_do_with_each_other(mut world: Wo
     let actors = world.count("audit_actors").await;
     assert_eq!(world.deliver(&gone(same, 30)).await, Applied);
     assert_eq!(members(&world).await, ["orgmem_1 thing_1 user_2"]);
-    assert_eq!(world.count("audit_actors").await, actors - 1, "of the user alone");
-    assert_eq!(world.drain().await.len(), 1, "what waits of the organization is not the user's");
+    assert_eq!(world.count("audit_actors").await, actors - 1, "only the user's actors are deleted");
+    assert_eq!(world.drain().await.len(), 1, "the organization's delivery stays in the queue");
     assert_eq!(world.value("SELECT name FROM organizations").await, "Ajax");
     let known = world.store.row(&ClerkId::new(&ORGANIZATION, same).unwrap()).await.unwrap();
     assert!(known.is_some());
@@ -491,7 +495,7 @@ async fn a_membership_never_loses_where_it_belongs(mut world: World) {
     world.deliver(&member("orgmem_1", "org_1", "user_1", 0, 10)).await;
     let of_none = |id: &str| member(id, "org_1", "user_1", 0, 20).set("organization", Json::Null);
     let user = json!({ "user_id": null, "first_name": "Ada" });
-    // Neither one that is here nor one that is new: no cascade and no erasure would find it.
+    // Neither an existing nor a new membership: no cascade and no erasure would find it.
     for nowhere in [
         of_none("orgmem_1"),
         of_none("orgmem_2"),
@@ -509,7 +513,7 @@ async fn a_membership_never_loses_where_it_belongs(mut world: World) {
     assert_eq!(reasons, [reason("organization.id"), reason("public_user_data.user_id")]);
     world.deliver(&closed("org_1", 30)).await;
     assert_eq!(tombstones(&world).await, ["org_1", "orgmem_1"]);
-    // A deletion needs to name nothing but the membership.
+    // A deletion needs only the id of the membership.
     assert_eq!(world.deliver(&left("orgmem_2", 40)).await, Applied);
 }
 
@@ -560,7 +564,7 @@ async fn what_is_no_longer_synced_of_an_organization_is_no_longer_kept(mut world
     assert_eq!(world.count(left).await, 1);
 }
 
-/// What an organization of very many members takes, in a moment: a trigger that waits stands for them.
+/// A slow trigger stands in for an organization with very many members, whose deletion takes this long.
 async fn a_deletion_that_was_given_up_while_the_server_was_at_it_is_done_all_the_same(mut world: World) {
     with_organizations(&mut world);
     let member = member("orgmem_1", "org_1", "user_1", 0, 0);
@@ -574,7 +578,7 @@ async fn a_deletion_that_was_given_up_while_the_server_was_at_it_is_done_all_the
             .await;
     }
     assert_eq!(world.enqueue(&[closed("org_1", 10)]).await, [Outcome::Queued]);
-    // Half of it is for the first attempt: that is given up after a second, and ended by the server after three.
+    // The first attempt gets half of this time: the client gives up after 1 s, and the server ends the statement after 3 s.
     let deadline = Instant::now() + Duration::from_secs(2);
     let pace = Pace::new(sync::drain::BATCH);
     let drained =

@@ -1,9 +1,9 @@
-//! The collections of a MongoDB as tables, so that tests ask it in the SQL in which they ask every other database.
+//! MongoDB collections as SQLite tables, so that tests can query MongoDB with the same SQL as the other databases.
 //!
-//! An embedded SQLite has our tables, without triggers and without foreign keys. Before a statement runs, the collections that it
-//! names are copied into them; after one that writes, the documents follow the rows that differ. What a document holds beyond the
-//! columns stays as it is. A table that a test makes for itself is nowhere else, and a column that it adds to one of ours is a
-//! field of that name.
+//! An embedded SQLite database has our tables, without triggers and foreign keys. Before a statement runs, the collections that
+//! it names are copied into these tables. After a statement that writes, the changed rows are written back to the documents.
+//! Fields of a document that are not columns stay as they are. A table that a test creates exists only in SQLite, and a column
+//! that a test adds to one of our tables is a field of that name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,17 +31,17 @@ use tokio::sync::Mutex;
 
 pub(crate) struct Mirror {
     collections: Database,
-    /// `TABLE_PREFIX`. The tables here go without.
+    /// `TABLE_PREFIX`. The tables in the mirror have no prefix.
     prefix: String,
     tables: Mutex<SqliteConnection>,
     known: Vec<Known>,
 }
 
-/// A table of ours.
+/// One of our tables.
 struct Known {
     name: &'static str,
     columns: Vec<(&'static str, ColumnType)>,
-    /// What its rows are, if these are synced objects.
+    /// The kind of its rows, if they are synced objects.
     entity: Option<&'static Entity>,
 }
 
@@ -51,21 +51,21 @@ impl Known {
     }
 }
 
-/// A column of a table, and where its value stands in a document.
+/// A column of a table, and the path of its value in a document.
 struct Column {
     name: String,
     path: String,
-    /// `None` if it is the application's.
+    /// `None` if the application added the column.
     kind: Option<ColumnType>,
     is_key: bool,
     not_null: bool,
 }
 
-/// The collections of ours in which every transaction that changes anything writes to a document that may be there already.
+/// Our collections in which every transaction that changes anything may write to an existing document.
 const CONTENDED: [&str; 5] =
     ["entity_versions", "webhook_queue", "outbox", "outbox_recipients", "erasure_receipts"];
 
-/// A value as SQLite has it.
+/// A value as SQLite stores it.
 #[derive(Clone, Debug, PartialEq)]
 enum Cell {
     Null,
@@ -79,7 +79,7 @@ enum Cell {
 type Rows = BTreeMap<String, BTreeMap<String, Cell>>;
 
 impl Mirror {
-    /// Tables in this file, of these collections.
+    /// Open tables in this file for these collections.
     pub(crate) async fn open(file: &Path, collections: Database, prefix: &str) -> Result<Self, sqlx::Error> {
         let mut tables = SqliteConnectOptions::new()
             .filename(file)
@@ -101,7 +101,7 @@ impl Mirror {
         Ok(Self { collections, prefix: prefix.to_owned(), tables: Mutex::new(tables), known })
     }
 
-    /// Know tables of kinds that only a test declares.
+    /// Add the tables of kinds that only a test declares.
     pub(crate) fn know(&mut self, kinds: &[&'static Entity]) {
         for &entity in kinds {
             if !self.known.iter().any(|known| known.name == entity.table) {
@@ -120,14 +120,14 @@ impl Mirror {
         self.collections.list_collection_names().await.unwrap()
     }
 
-    /// The rows that these statements give.
+    /// Run these statements and return their rows.
     pub(crate) async fn run(&self, statements: &str) -> Result<Vec<SqliteRow>, sqlx::Error> {
         let mut tables = self.tables.lock().await;
         let named = self.named(&mut tables, statements).await?;
         for table in &named {
             self.copy(&mut tables, table).await?;
         }
-        // Neither stays here, see below.
+        // The mirror has no triggers and no indexes, see `forget_rules`.
         let text = statements.replace("DROP TRIGGER ", "DROP TRIGGER IF EXISTS ");
         let text =
             text.replace("DROP INDEX ", "DROP INDEX IF EXISTS ").replace("IF EXISTS IF EXISTS", "IF EXISTS");
@@ -151,7 +151,7 @@ impl Mirror {
         Ok(given)
     }
 
-    /// Say what the documents of a collection must be, as an application does; nothing at all allows everything.
+    /// Set a validator on a collection, as an application can; an empty one allows everything.
     pub(crate) async fn validate(&self, table: &str, validator: Document) {
         let name = format!("{}{table}", self.prefix);
         let change = doc! {
@@ -160,7 +160,7 @@ impl Mirror {
         self.collections.run_command(change).await.unwrap();
     }
 
-    /// Delete every document of ours.
+    /// Delete every document in our collections.
     pub(crate) async fn empty(&self) {
         let made = self.collections.list_collection_names().await.unwrap();
         for table in &self.known {
@@ -171,8 +171,8 @@ impl Mirror {
         }
     }
 
-    /// Whether any document of ours is being written by a transaction that is open, or somebody works on a delivery. It cannot be
-    /// told of a document that is not there yet.
+    /// Whether an open transaction writes to one of our documents, or a worker is processing a delivery. Documents that do not
+    /// exist yet cannot be checked.
     pub(crate) async fn is_busy(&self) -> bool {
         let leased = doc! { "lease": { "$exists": true } };
         let queue = self.collections.collection::<Document>(&format!("{}webhook_queue", self.prefix));
@@ -195,7 +195,7 @@ impl Mirror {
         false
     }
 
-    /// Tables of ours that these statements name, or that a view reads which they name.
+    /// Our tables that these statements name directly or through a view.
     async fn named(
         &self,
         tables: &mut SqliteConnection,
@@ -218,7 +218,7 @@ impl Mirror {
         self.collections.collection(&format!("{}{}", self.prefix, table.name))
     }
 
-    /// Make the rows what the documents are.
+    /// Copy the documents into the rows.
     async fn copy(&self, tables: &mut SqliteConnection, table: &Known) -> Result<(), sqlx::Error> {
         let begin = AssertSqlSafe(format!("BEGIN IMMEDIATE; DELETE FROM {}", table.name));
         sqlx::raw_sql(begin).execute(&mut *tables).await?;
@@ -234,7 +234,7 @@ impl Mirror {
         while documents.advance().await.map_err(told)? {
             let document: Document = documents.deserialize_current().map_err(told)?;
             let cells = columns.iter().map(|column| (column, value(&document, &column.path, column.kind)));
-            // What must be there and is not has a default.
+            // Columns that are required but null get their default.
             let cells: Vec<(&Column, Cell)> =
                 cells.filter(|(column, cell)| !column.not_null || *cell != Cell::Null).collect();
             insert(tables, table.name, &cells).await?;
@@ -242,7 +242,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Make the documents what the rows have become.
+    /// Write the changed rows back to the documents.
     async fn follow(
         &self,
         table: &Known,
@@ -295,27 +295,27 @@ impl Mirror {
         Ok(())
     }
 
-    /// Let the numbers that the keeper hands out go on behind those that a test took.
+    /// Move the backend's counter past the numbers that a test has used.
     async fn count_on(&self, table: &Known, columns: &[Column]) -> mongodb::error::Result<()> {
         let Some(numbered) = columns.iter().find(|column| column.name == "id" && column.is_number()) else {
             return Ok(());
         };
         let newest = self.collection(table).find_one(doc! {}).sort(doc! { &numbered.path: -1 }).await?;
         let newest = newest.and_then(|newest| newest.get_i64(&numbered.path).ok()).unwrap_or_default();
-        // Of lines of the audit trail the next number is kept, of all others the last one.
+        // The counter of the audit trail holds the next number; all other counters hold the last one.
         let next = if table.name == "audit_log" { newest + 1 } else { newest };
         let counters = self.collections.collection::<Document>(&format!("{}counters", self.prefix));
         let forward = doc! { "$max": { "next": next } };
         counters.update_one(doc! { "_id": table.name }, forward).upsert(true).await.map(|_| ())
     }
 
-    /// Forget which numbers the keeper has handed out, as after a restore that left them out.
+    /// Reset the backend's counter, as after a restore without counters.
     pub(crate) async fn forget_numbers(&self, table: &str) {
         let counters = self.collections.collection::<Document>(&format!("{}counters", self.prefix));
         counters.delete_one(doc! { "_id": table }).await.unwrap();
     }
 
-    /// An index that a test makes or takes away: it is for the documents that it is made, the rows are only a copy.
+    /// Create or drop an index on the documents; the rows are only a copy.
     async fn index(&self, statements: &str) -> mongodb::error::Result<()> {
         for statement in statements.split(';') {
             let words: Vec<&str> = statement
@@ -329,7 +329,7 @@ impl Mirror {
                     let (folded, keys): (Vec<&str>, Vec<&str>) =
                         keys.iter().copied().partition(|word| *word == "lower");
                     let paths: Vec<String> = keys.iter().map(|key| path(entity, key)).collect();
-                    // As in SQL, of rows without a value there may be many.
+                    // As in SQL, several rows without a value are allowed.
                     let there = paths.iter().map(|path| (path.clone(), doc! { "$type": "string" }.into()));
                     let collation = Collation::builder().locale("en").strength(CollationStrength::Secondary);
                     let options = IndexOptions::builder()
@@ -361,7 +361,7 @@ impl Mirror {
     }
 }
 
-/// Our tables, as the migrations of SQLite make them. No trigger and no index is in the way of a copy.
+/// Create our tables with SQLite's migrations, then drop triggers and indexes, which would interfere with copying.
 async fn make(tables: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
@@ -375,7 +375,7 @@ async fn make(tables: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     sqlx::raw_sql("COMMIT").execute(&mut *tables).await.map(|_| ())
 }
 
-/// Drop triggers and indexes: what they would do here is none of what they are for.
+/// Drop triggers and indexes, which have no purpose in the mirror.
 async fn forget_rules(tables: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let rules = "SELECT 'DROP ' || type || ' \"' || name || '\"' FROM sqlite_master
                  WHERE type IN ('trigger', 'index') AND sql IS NOT NULL";
@@ -390,13 +390,13 @@ fn words(statements: &str) -> impl Iterator<Item = &str> {
     statements.split(|c: char| !(c.is_alphanumeric() || c == '_'))
 }
 
-/// Whether these statements change anything.
+/// Whether these statements change data.
 fn writes(statements: &str) -> bool {
     words(statements)
         .any(|word| ["INSERT", "UPDATE", "DELETE", "REPLACE", "ALTER", "CREATE", "DROP"].contains(&word))
 }
 
-/// Where the value of a column stands in a document, as docs/mongodb.md has it.
+/// The path of a column's value in a document, see docs/mongodb.md.
 fn path(entity: Option<&Entity>, column: &str) -> String {
     let Some(entity) = entity else { return column.to_owned() };
     match column {
@@ -438,7 +438,7 @@ async fn columns(tables: &mut SqliteConnection, table: &Known) -> Result<Vec<Col
     Ok(found.iter().map(column).collect())
 }
 
-/// The rows of a table by their keys.
+/// The rows of a table by key.
 async fn rows(tables: &mut SqliteConnection, table: &Known) -> Result<Rows, sqlx::Error> {
     let columns = columns(tables, table).await?;
     let query = AssertSqlSafe(format!("SELECT * FROM {}", table.name));
@@ -489,7 +489,7 @@ async fn insert(
     query.execute(tables).await.map(|_| ())
 }
 
-/// What a document holds at a path, as SQLite keeps it.
+/// The value of a document at a path, as SQLite stores it.
 fn value(document: &Document, path: &str, kind: Option<ColumnType>) -> Cell {
     let found = match path.split_once('.') {
         Some((outer, inner)) => document.get_document(outer).ok().and_then(|inside| inside.get(inner)),
@@ -498,7 +498,7 @@ fn value(document: &Document, path: &str, kind: Option<ColumnType>) -> Cell {
     let is_json = matches!(kind, Some(ColumnType::Json | ColumnType::TextArray));
     match found {
         None | Some(Bson::Null) => Cell::Null,
-        // JSON that BSON cannot hold stands there as a text.
+        // JSON that BSON cannot hold is stored as text.
         Some(Bson::String(text)) => Cell::Text(text.clone()),
         Some(value) if is_json => Cell::Text(json(value)),
         Some(Bson::Boolean(truth)) => Cell::Int(i64::from(*truth)),
@@ -516,7 +516,7 @@ fn written(time: bson::DateTime) -> String {
     time.map_or_else(String::new, |time| time.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string())
 }
 
-/// A value as JSON, its members in their order.
+/// A value as JSON, with its members in their order.
 fn json(value: &Bson) -> String {
     let text = |text: &str| Json::String(text.to_owned()).to_string();
     match value {
@@ -543,7 +543,7 @@ impl Column {
         matches!(self.kind, Some(ColumnType::BigInt))
     }
 
-    /// A value as the keeper writes it.
+    /// A value as the backend writes it.
     fn bson(&self, cell: Option<&Cell>) -> Bson {
         match (self.kind, cell.unwrap_or(&Cell::Null)) {
             (_, Cell::Null) => Bson::Null,
@@ -568,7 +568,7 @@ fn bytes(bytes: Vec<u8>) -> Bson {
     Binary { subtype: BinarySubtype::Generic, bytes }.into()
 }
 
-/// A time in one of the ways in which tests write them.
+/// Parse a time in any of the formats that tests use.
 fn time(text: &str) -> Option<DateTime<Utc>> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Some(time.to_utc());
@@ -598,7 +598,7 @@ fn of_members(members: Map<String, Json>) -> Document {
     members.into_iter().map(|(name, value)| (name, of_json(value))).collect()
 }
 
-/// Set what a path leads to.
+/// Set the value at a path.
 fn put(document: &mut Document, path: &str, value: Bson) {
     let Some((outer, inner)) = path.split_once('.') else {
         document.insert(path, value);
@@ -610,7 +610,7 @@ fn put(document: &mut Document, path: &str, value: Bson) {
     }
 }
 
-/// The `_id` of a new document, where the keeper finds it by that.
+/// The `_id` of a new document, if the backend finds the document by it.
 fn document_id(table: &Known, row: &BTreeMap<String, Cell>) -> Option<Bson> {
     let text = |name: &str| match &row[name] {
         Cell::Text(text) => text.clone(),
@@ -640,7 +640,7 @@ fn document_id(table: &Known, row: &BTreeMap<String, Cell>) -> Option<Bson> {
     })
 }
 
-/// What the keeper writes beside a column: the address in lower case, and how long a body is.
+/// A field that the backend writes in addition to a column: the address in lower case, or the length of a body.
 fn beside(table: &Known, column: &Column, value: &Bson) -> Option<(String, Bson)> {
     let is_address = table.entity.is_some_and(|entity| entity.named(&column.name).is_some_and(is_address));
     match value {

@@ -1,10 +1,9 @@
-//! Users, organizations and memberships that live and die together: whatever order their deliveries come in, the end is the
-//! same.
+//! Users, organizations and memberships that are deleted together: the end state does not depend on the order of deliveries.
 //!
-//! A life at Clerk is made up: people are created, join, leave, join again and are deleted, and what Clerk would say of it,
-//! of deletions that take others along sometimes all and sometimes only the first. A model that knows nothing of the code under
-//! test is told the same deliveries one by one, as in [`convergence`](super::convergence); and how it was at Clerk at the end
-//! has to be how it is here, whatever any model says.
+//! The test generates a history at Clerk: users are created, join, leave, join again and are deleted. It derives Clerk's
+//! webhooks from that history. If a deletion deletes other objects too, Clerk may send all of their webhooks or only the first.
+//! A model that shares no code with the code under test gets the same deliveries one by one, as in
+//! [`convergence`](super::convergence). The end state must also equal Clerk's end state, whatever the model says.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -116,19 +115,19 @@ async fn enqueue(world: &World, model: &mut Model, batch: &[&News]) {
     }
 }
 
-/// Work on what waits, and compare what became of it with what the model says of the same order.
+/// Process the queue, and compare the outcomes with the model's, in the same order.
 async fn drain(world: &World, model: &mut Model, news: &[News]) {
     let waited: BTreeSet<String> = model.waiting.keys().cloned().collect();
     let worked = world.drain().await;
     assert_eq!(worked.iter().map(|(svix_id, _)| svix_id.clone()).collect::<BTreeSet<_>>(), waited);
-    assert_eq!(worked.len(), waited.len(), "each is worked on once");
+    assert_eq!(worked.len(), waited.len(), "each delivery is processed once");
     for (svix_id, outcome) in worked {
         let news = news.iter().find(|news| news.svix_id == svix_id).unwrap();
-        assert_eq!(outcome, model.hear(news), "what became of {news:?}");
+        assert_eq!(outcome, model.hear(news), "the outcome of {news:?}");
     }
 }
 
-/// Of which person there are two live memberships in an organization.
+/// Organizations and users with more than one live membership for the same pair.
 async fn two_of_a_pair(world: &World) -> Vec<String> {
     world
         .column(
@@ -138,7 +137,7 @@ async fn two_of_a_pair(world: &World) -> Vec<String> {
         .await
 }
 
-/// Everything that stands, each with what it looks like.
+/// Every live object with its values and its version.
 async fn standing(world: &World) -> BTreeMap<ClerkId, (Looks, i64)> {
     let mut standing = BTreeMap::new();
     for kind in KINDS {
@@ -166,7 +165,7 @@ async fn standing(world: &World) -> BTreeMap<ClerkId, (Looks, i64)> {
     standing
 }
 
-/// Compare everything that is stored.
+/// Compare everything that is stored with the model.
 async fn check(world: &World, model: &Model) {
     let expected: BTreeMap<ClerkId, (Looks, i64)> =
         model.rows.iter().map(|(id, looks)| (id.clone(), (looks.clone(), model.newest[id].0.0))).collect();
@@ -176,7 +175,7 @@ async fn check(world: &World, model: &Model) {
         .rows("SELECT kind, clerk_id, version, event_at, tie, deleted FROM entity_versions")
         .await
         .into_iter()
-        // One that is blank only keeps a place for an object that is not known yet.
+        // A blank register only reserves a place for an object that is not known yet.
         .filter(|row| plain(&row["version"]) != i64::MIN.to_string())
         .map(|row| {
             ["kind", "clerk_id", "version", "event_at", "tie", "deleted"]
@@ -212,7 +211,7 @@ async fn check(world: &World, model: &Model) {
     assert_eq!(world.count("webhook_queue").await, 0);
 }
 
-/// What was at Clerk at the end is here, and nothing else; what is gone there is gone here.
+/// The live objects are exactly Clerk's live objects, and every object that Clerk deleted has a tombstone.
 async fn check_without_model(world: &World, history: &History) {
     let here: BTreeMap<ClerkId, Looks> =
         standing(world).await.into_iter().map(|(id, (looks, _))| (id, looks)).collect();
@@ -233,7 +232,7 @@ async fn check_without_model(world: &World, history: &History) {
     assert_eq!(world.column(deletions).await, [""; 0], "nothing is deleted twice");
 }
 
-/// How an object looks: of a membership its organization, its user and the role.
+/// The values of an object; for a membership the organization, the user and the role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Looks {
     texts: Vec<String>,
@@ -241,19 +240,19 @@ struct Looks {
     created: i64,
 }
 
-/// What Clerk says of an object; without looks it is gone.
+/// One event about an object; without values, it is a deletion.
 #[derive(Clone, Debug)]
 struct News {
     svix_id: String,
     id: ClerkId,
-    /// Milliseconds after the sign-up: `updated_at`, and the envelope's.
+    /// `updated_at` and the envelope's timestamp, in milliseconds after the sign-up.
     times: (i64, i64),
     created: bool,
     looks: Option<Looks>,
 }
 
 impl News {
-    /// A user's or an organization's deletion carries no `updated_at`; a membership's may.
+    /// The deletion of a user or an organization carries no `updated_at`; a membership's deletion may.
     fn version(&self) -> (i64, i64, String) {
         (if self.looks.is_none() { self.times.1 } else { self.times.0 }, self.times.1, self.svix_id.clone())
     }
@@ -302,11 +301,11 @@ fn parents(id: &ClerkId, looks: &Looks) -> Vec<ClerkId> {
     }
 }
 
-/// The rules, in a few lines and in memory.
+/// A small in-memory model of the rules.
 #[derive(Default)]
 struct Model {
     answers: BTreeMap<String, Outcome>,
-    /// What waits in the queue, and what it is about.
+    /// The deliveries in the queue, with the object of each.
     waiting: BTreeMap<String, ClerkId>,
     newest: BTreeMap<ClerkId, ((i64, i64, String), bool)>,
     rows: BTreeMap<ClerkId, Looks>,
@@ -362,7 +361,7 @@ impl Model {
         Outcome::Applied
     }
 
-    /// Another membership in the same place.
+    /// Another membership of the same user in the same organization.
     fn rival(&self, id: &ClerkId, looks: &Looks) -> Option<ClerkId> {
         let pair = parents(id, looks);
         let mut others = self.rows.iter().filter(|(other, _)| *other != id && !pair.is_empty());
@@ -388,41 +387,41 @@ impl Model {
 #[derive(Clone, Debug)]
 struct History {
     news: Vec<News>,
-    /// What is there at the end.
+    /// The live objects at the end.
     there: BTreeMap<ClerkId, Looks>,
     /// Indices of `news`, some of them more than once.
     order: Vec<usize>,
-    /// The batches: how large, and how they come. Over and over.
+    /// The batches: their sizes and ways of delivery, repeated in a cycle.
     steps: Vec<(usize, By)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum By {
     Hand,
-    /// Stored first, and worked on at once or at some time.
+    /// Stored first, and processed at once or later.
     Queue {
         drained: bool,
     },
 }
 
-/// What happens at Clerk, to one of few users or organizations.
+/// An action at Clerk on one of a few users or organizations.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
-    /// It is created, or looks otherwise.
+    /// The object is created or updated.
     User(usize),
     Organization(usize),
-    /// Somebody joins, or has another role.
+    /// A user joins an organization, or gets another role.
     Join(usize, usize),
     Leave(usize, usize),
     DeleteUser(usize),
     DeleteOrganization(usize),
 }
 
-/// A deed with what happens to happen with it: how it looks then, how long after the one before, how much later its webhook
-/// says it was, and of which memberships that go with it there is a webhook of their own.
+/// An action with its variable parts: the new values, the delay after the action before, the extra delay in the webhook's
+/// timestamp, and the deleted memberships that get their own webhook.
 type Happening = (Deed, u8, i64, i64, u8);
 
-/// Clerk, as far as this goes.
+/// A model of Clerk.
 #[derive(Default)]
 struct Clerk {
     clock: i64,
@@ -459,9 +458,9 @@ impl Clerk {
                 let pair = [organization.to_string(), user.to_string()];
                 let id = self.membership(&pair).unwrap_or_else(|| {
                     self.memberships += 1;
-                    // Not in the order in which they come to be.
+                    // Ids do not follow the order of creation.
                     let number = self.memberships * 7 % 10;
-                    // A person joins again later.
+                    // A user joins again only later.
                     self.clock += 1;
                     ClerkId::new(&ORGANIZATION_MEMBERSHIP, format!("orgmem_{number}_{}", self.memberships))
                         .unwrap()
@@ -494,7 +493,7 @@ impl Clerk {
         let before = self.there.get(&id);
         let created = before.is_none();
         let since = before.map_or(self.clock, |looks| looks.created);
-        // One object does not change twice at the same time.
+        // An object does not change twice at the same time.
         self.clock = self.clock.max(self.changed.get(&id).map_or(0, |last| last + 1));
         let looks = Looks { texts, created: if created { self.clock } else { since } };
         self.changed.insert(id.clone(), self.clock);
@@ -524,7 +523,7 @@ impl Clerk {
 
     fn says(&mut self, id: ClerkId, created: bool, looks: Option<Looks>, late: i64) {
         self.news.push(News {
-            // Not in the order of the history.
+            // Svix-ids do not follow the order of the history.
             svix_id: format!("msg_{:03}", self.news.len() * 37 % 101),
             id,
             times: (self.clock, self.clock + late),
@@ -535,7 +534,7 @@ impl Clerk {
 }
 
 fn histories() -> impl Strategy<Value = History> {
-    // Few of them, so that they meet.
+    // Few users and organizations, so that events collide.
     let (user, organization) = (|| 0..3usize, || 0..2usize);
     let deed = prop_oneof![
         4 => user().prop_map(Deed::User),
@@ -545,7 +544,7 @@ fn histories() -> impl Strategy<Value = History> {
         1 => user().prop_map(Deed::DeleteUser),
         1 => organization().prop_map(Deed::DeleteOrganization),
     ];
-    // All are there at the beginning: who is not cannot join.
+    // All of them exist from the beginning: a user that does not exist cannot join.
     let everybody = (0..3).map(Deed::User).chain((0..2).map(Deed::Organization));
     let everybody: Vec<Happening> = everybody.map(|deed| (deed, 0, 1, 0, 0)).collect();
     let happenings = prop::collection::vec((deed, 0..3u8, 0..3i64, 0..3i64, any::<u8>()), 1..24);

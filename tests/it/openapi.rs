@@ -1,5 +1,5 @@
-//! Whether the declarations know all that Clerk's own description of its events and of its Backend API names. It needs a copy of
-//! that description (<https://github.com/clerk/openapi-specs>): `CLERK_OPENAPI` is a folder with `webhooks*.yml` and `bapi*.yml`.
+//! Checks that the declarations cover everything that Clerk's own description of its events and Backend API contains. The check
+//! needs a copy of <https://github.com/clerk/openapi-specs>: `CLERK_OPENAPI` is a folder with `webhooks*.yml` and `bapi*.yml`.
 
 use std::{collections::BTreeSet, env, fs};
 
@@ -10,10 +10,10 @@ use clerk_sync::{
 };
 use serde_json::Value;
 
-/// What objects of every kind have, and no column.
+/// Fields that every object has, but that are not declared as columns.
 const OF_ALL: [&str; 4] = ["id", "object", "created_at", "updated_at"];
 
-/// What we know of and leave out, by kind.
+/// Known fields that are deliberately not synced, by kind.
 const LEFT_OUT: &[(&str, &[&str])] = &[
     (
         "user",
@@ -56,7 +56,7 @@ const LEFT_OUT: &[(&str, &[&str])] = &[
         ],
     ),
     ("organization_domain", &["total_pending_invitations", "total_pending_suggestions"]),
-    // The description has the object around itself here.
+    // The description nests the object in itself here.
     ("organization_invitation", &["data"]),
     ("role_set", &["role_set_migration"]),
     ("plan", &["avatar_url", "unit_prices"]),
@@ -121,7 +121,7 @@ fn declarations_know_all_that_clerk_describes() {
             described.extend(members(&api, &entries));
         }
         if described.is_empty() {
-            // A part of another one.
+            // The kind is only a part of another object.
             continue;
         }
         let known = known_of(entity);
@@ -136,7 +136,7 @@ fn declarations_know_all_that_clerk_describes() {
     assert!(unknown.is_empty(), "{}", unknown.join("\n"));
 }
 
-/// The members of the object that a column is read from.
+/// The fields of the object that a column is read from.
 fn members_of(place: Place, name: &'static str) -> Vec<&'static str> {
     match place {
         Place::Member => vec![name],
@@ -156,7 +156,7 @@ fn known_of(entity: &'static Entity) -> BTreeSet<String> {
     columns.chain(nested).chain(secrets).chain(left_out).chain(OF_ALL).map(ToOwned::to_owned).collect()
 }
 
-/// The newest of the files whose names begin like this.
+/// The newest file whose name begins with this prefix.
 fn description(folder: &str, name: &str) -> Value {
     let files = fs::read_dir(folder).expect("a folder").map(|file| file.expect("a file").path());
     let mut files: Vec<_> = files
@@ -171,19 +171,19 @@ fn schema(body: &Value) -> &Value {
     &body["content"]["application/json"]["schema"]
 }
 
-/// What a reference points to.
+/// Follow a reference.
 fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     let place = value["$ref"].as_str().map(|place| place.trim_start_matches('#'));
     place.map_or(value, |place| document.pointer(place).unwrap_or(&Value::Null))
 }
 
-/// A path of ours as the description has it.
+/// Convert one of our paths to the form in the description.
 fn as_described(path: &str) -> String {
     let owner = if path.starts_with("organizations") { "{organization_id}" } else { "{user_id}" };
     format!("/{}", path.replace("{}", owner))
 }
 
-/// A schema, and those that it is put together from.
+/// A schema, and the schemas that it combines.
 fn all_of(document: &Value, schema: &Value) -> Vec<Value> {
     let schema = resolved(document, schema);
     let parts = ["allOf", "oneOf", "anyOf"].iter().filter_map(|word| schema[*word].as_array()).flatten();
@@ -192,19 +192,19 @@ fn all_of(document: &Value, schema: &Value) -> Vec<Value> {
     all
 }
 
-/// What a member of these is.
+/// The schemas of this field.
 fn parts(document: &Value, schema: &Value, member: &str) -> Vec<Value> {
     let all = all_of(document, schema);
     all.iter().map(|schema| schema["properties"][member].clone()).filter(|part| !part.is_null()).collect()
 }
 
-/// What a list has.
+/// The schemas of a list's items.
 fn items(document: &Value, schema: &Value) -> Vec<Value> {
     let all = all_of(document, schema);
     all.iter().map(|schema| schema["items"].clone()).filter(|items| !items.is_null()).collect()
 }
 
-/// What an answer has: a list, a page of one, or an object.
+/// The schemas of an answer's objects: of a list, of a page with a list, or of a single object.
 fn entries(document: &Value, schema: &Value) -> Vec<Value> {
     let mut lists = items(document, schema);
     for page in parts(document, schema, "data") {
@@ -218,7 +218,7 @@ fn members(document: &Value, schemas: &[Value]) -> BTreeSet<String> {
     let mut members = BTreeSet::new();
     for schema in all {
         members.extend(schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()));
-        // Some are only said to be there.
+        // Some fields are listed only as required.
         let required = schema["required"].as_array().into_iter().flatten();
         members.extend(required.filter_map(|name| name.as_str().map(ToOwned::to_owned)));
     }

@@ -1,16 +1,16 @@
-//! Our verifier believes what Svix's own library and Standard Webhooks' believe, and nothing else.
-//!
-//! Differences, all of them meant:
-//! - Ids must be 1 to 255 visible ASCII characters, because we keep them; theirs take any header text, also none.
-//! - A header that is blank counts as missing, and the two families of names are never mixed.
-//! - The timestamp is signed as it was received, and only plain digits are one; theirs sign the number they read, so
-//!   that `+1` and `007` are other spellings of a timestamp to them.
-//! - At most 32 signatures of a header are looked at.
-//! - A signature header may hold bytes that are no text, as long as one entry is right; theirs refuse the request.
-//! - A body that is no UTF-8 is believed, and parked; theirs refuse it.
+//! Our verifier accepts the same requests as Svix's own library and the Standard Webhooks library, with these deliberate
+//! differences:
+//! - Ids must have 1 to 255 visible ASCII characters, because we store them. The libraries accept any header text, even an
+//!   empty one.
+//! - A blank header counts as missing, and headers of the two families are never mixed.
+//! - The timestamp is signed as it was received, and must consist of plain digits. The libraries sign the number they read,
+//!   so they accept `+1` and `007` as other spellings of a timestamp.
+//! - Only the first 32 signatures of a header are checked.
+//! - A signature header may contain bytes that are not text if one entry is valid. The libraries refuse such a request.
+//! - A body that is not UTF-8 is accepted, and parked. The libraries refuse it.
 //! - A secret may lack its padding.
 //!
-//! None of them lets anybody in who does not know the secret.
+//! No difference admits a sender that does not know the secret.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 use clerk_sync::clerk::signature::{Rejection, Secret, SignatureHeaders, Verifier};
 use proptest::prelude::*;
 
-/// A request as it comes in.
+/// A request as the service receives it.
 #[derive(Clone, Debug)]
 struct Request {
     headers: Vec<(&'static str, Vec<u8>)>,
@@ -30,7 +30,7 @@ const SVIX: [&str; 3] = ["svix-id", "svix-timestamp", "svix-signature"];
 const STANDARD_WEBHOOKS: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signature"];
 
 impl Request {
-    /// Correctly signed, by Svix's own library.
+    /// A request that Svix's own library has signed.
     fn signed(names: [&'static str; 3], secret: &str, id: &str, timestamp: i64, body: &str) -> Self {
         let signature =
             svix::webhooks::Webhook::new(secret).unwrap().sign(id, timestamp, body.as_bytes()).unwrap();
@@ -64,12 +64,12 @@ impl Request {
         standardwebhooks::Webhook::new(secret).unwrap().verify(&self.body, &self.map()).is_ok()
     }
 
-    /// Whether one entry is what Svix's library would sign.
+    /// Whether one entry is the signature that Svix's library would produce.
     fn is_signed_with(&self, secret: &str) -> bool {
         let text = |which: usize| str::from_utf8(&self.headers[which].1).unwrap();
         let timestamp = text(1).parse().unwrap();
         let signature = svix::webhooks::Webhook::new(secret).unwrap().sign(text(0), timestamp, &self.body);
-        // What is no text their library does not sign.
+        // The library cannot sign values that are not text.
         signature.is_err() || text(2).split(' ').any(|entry| entry == signature.as_deref().unwrap())
     }
 
@@ -77,7 +77,7 @@ impl Request {
         &mut self.headers[which].1
     }
 
-    /// One of the differences of the head of this file, each of which makes us stricter or more patient.
+    /// Whether the request shows one of the differences listed above, each of which makes us stricter or more lenient.
     fn is_a_known_difference(&self) -> bool {
         let value = |which: usize| self.headers.get(which).map_or(&[][..], |(_, value)| value);
         let plain_digits = value(1).iter().all(u8::is_ascii_digit);
@@ -110,7 +110,7 @@ fn bodies() -> impl Strategy<Value = String> {
     prop_oneof![any::<String>(), Just(String::new()), "\\{\"data\":\\{\"id\":\"user_[a-z]{1,9}\"\\}\\}"]
 }
 
-/// Seconds from now, well inside the tolerance or well outside it: the oracles look at the real clock.
+/// Seconds from now, well inside or well outside the tolerance, because the libraries use the real clock.
 fn offsets() -> impl Strategy<Value = i64> {
     prop_oneof![8 => -290..290i64, 1 => 310..100_000i64, 1 => -100_000..-310i64]
 }
@@ -119,24 +119,24 @@ fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
-/// Something that happens to a request on its way.
+/// A change to a request on its way.
 #[derive(Clone, Debug)]
 enum Change {
-    /// A bit of the n-th header, or of the body.
+    /// Flip a bit of the n-th header or of the body.
     Bit(usize, prop::sample::Index, u8),
     Insert(usize, prop::sample::Index, u8),
     Remove(usize, prop::sample::Index),
     Truncate(usize, prop::sample::Index),
-    /// More entries around the signature.
+    /// More entries before or after the signature.
     Prepend(String),
     Append(String),
-    /// Another value altogether.
+    /// A completely different value.
     Replace(usize, String),
-    /// A header that never came.
+    /// A header that is missing.
     Missing(usize),
-    /// A header of the other family.
+    /// The header name of the other family.
     Rename(usize),
-    /// Signed by somebody else.
+    /// The verifier has another secret than the signer.
     OtherSecret,
 }
 
@@ -208,7 +208,7 @@ fn change(request: &mut Request, change: &Change) {
     }
 }
 
-/// Change one of the headers, as far as it is there and stays a header, or the body.
+/// Change the body, or one of the headers if it exists and stays a valid header.
 fn edit(request: &mut Request, part: usize, edit: impl FnOnce(&mut Vec<u8>)) {
     if part == 3 {
         edit(&mut request.body);
@@ -271,13 +271,13 @@ proptest! {
         let key = if changes.iter().any(|step| matches!(step, Change::OtherSecret)) { &other } else { &secret };
         let ours = request.ours(&[key], now);
         if ours.is_ok() {
-            // Nobody is believed whose header has no right signature of these very bytes.
+            // An accepted request must have a valid signature of exactly these bytes.
             prop_assert!(request.is_signed_with(key), "{:?}", request);
         }
         if !request.is_a_known_difference() {
-            prop_assert_eq!(ours.is_ok(), request.svixs(key), "svix about {:?}, we say {:?}", request, ours);
+            prop_assert_eq!(ours.is_ok(), request.svixs(key), "svix disagrees about {:?}, our verdict is {:?}", request, ours);
             if !svix_names && request.headers.iter().all(|(name, _)| name.starts_with("webhook")) {
-                prop_assert_eq!(ours.is_ok(), request.standards(key), "standardwebhooks about {:?}", request);
+                prop_assert_eq!(ours.is_ok(), request.standards(key), "standardwebhooks disagrees about {:?}", request);
             }
         }
     }
@@ -286,12 +286,12 @@ proptest! {
     fn secrets_are_the_same_to_everybody(text in prop_oneof!["(whsec_)?[A-Za-z0-9+/]{0,12}={0,2}", "[ -~]{0,20}"]) {
         let ours = Secret::parse(&text).is_ok();
         let svixs = svix::webhooks::Webhook::new(&text).is_ok();
-        // We are more patient about padding and about white space around it, and about nothing else.
+        // We are more lenient about padding and the white space around it, and about nothing else.
         let bare = text.trim().trim_end_matches('=').to_owned();
         let padded = format!("{bare}{}", "=".repeat((4 - bare.trim_start_matches("whsec_").len() % 4) % 4));
         let patient = svix::webhooks::Webhook::new(&padded).is_ok();
-        prop_assert!(!svixs || ours, "svix takes {text:?}");
-        prop_assert!(!ours || patient, "only we take {text:?}");
+        prop_assert!(!svixs || ours, "svix accepts {text:?}");
+        prop_assert!(!ours || patient, "only clerk-sync accepts {text:?}");
     }
 }
 
@@ -333,7 +333,7 @@ fn the_differences_are_these() {
     odd.value(2).extend(b" v1,\xff");
     assert_eq!(verdicts(&odd), (Ok(()), false));
 
-    // Signed by hand: their library does not sign what is no text.
+    // Signed with our code, because the library does not sign bytes that are not text.
     let bytes = b"\xff\xfe".to_vec();
     let signature = Secret::parse(secret).unwrap().sign("msg_1", now, &bytes);
     let mut no_text = signed("msg_1");

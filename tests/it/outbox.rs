@@ -1,5 +1,5 @@
-//! Messages for other systems: what every keeper promises of them, and what arrives at a sink that is slow, broken or
-//! gone for a while.
+//! Messages for other systems: what every backend promises about them, and what arrives at a sink that is slow, broken or
+//! unreachable for a while.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -78,7 +78,7 @@ promises! {
     what_was_found_by_looking_is_told_only_if_somebody_asks_for_it,
     a_sink_that_wants_no_deletions_hears_only_of_those_whom_it_was_told_of,
 
-    // Handed out.
+    // Claimed.
     of_one_user_only_the_oldest_message_is_handed_out,
     a_message_belongs_to_one_until_the_lease_ends,
     many_at_once_get_each_message_once,
@@ -101,7 +101,7 @@ promises! {
     who_was_created_and_deleted_in_one_batch_was_never_told_of,
     nothing_of_an_erased_user_remains_in_the_outbox,
 
-    // Tended.
+    // Managed by the operator.
     dead_messages_are_tried_again_in_their_order,
     a_dead_message_that_later_news_overtook_stays_dead,
     a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_time,
@@ -111,7 +111,7 @@ promises! {
     messages_are_counted_by_sink,
     old_messages_are_forgotten_and_no_others,
 
-    // Delivered.
+    // Delivered by a dispatcher.
     a_message_that_comes_late_behind_the_frontier_is_delivered_once_a_look_from_the_beginning_is_due,
     a_sink_that_will_never_take_a_message_does_not_hold_up_the_next_one,
     a_deletion_is_tried_for_ever,
@@ -125,7 +125,7 @@ promises! {
     a_shutdown_finishes_what_is_under_way_and_begins_nothing,
     a_sink_in_trouble_holds_up_no_other_and_gets_everything_in_order_afterwards,
 
-    // Pointed elsewhere.
+    // Pointed at another address.
     a_sink_that_is_pointed_elsewhere_confirms_no_erasure_where_it_was,
     a_sink_that_is_the_same_system_at_another_address_confirms_erasures_again,
     who_was_told_of_before_addresses_were_kept_counts_as_told_of_where_the_sink_was,
@@ -138,7 +138,7 @@ mod commands {
     use super::an_operator_sees_and_tends_the_outbox;
 }
 
-/// Let these sinks hear of everything.
+/// Subscribe these sinks to everything.
 pub(crate) fn subscribe(world: &mut World, sinks: &[&str]) {
     let subscription = |sink: &&str| subscription(sink, FieldSet::ALL);
     world.rules.subscriptions = sinks.iter().map(subscription).collect();
@@ -161,7 +161,7 @@ async fn claim(world: &World, sink: &str) -> Option<Claimed> {
     world.store.claim_messages(sink, BEGINNING, &lease(world), 1).await.unwrap().pop()
 }
 
-/// Claim what must be there.
+/// Claim a message that must be due.
 async fn claimed(world: &World, sink: &str) -> Claimed {
     claim(world, sink).await.expect("a message is due")
 }
@@ -179,7 +179,7 @@ fn again(world: &World, seconds: i64) -> Ending {
     Ending::Again { attempts: 1, at, error: "status 500".to_owned() }
 }
 
-/// Deliver all that is due, and tell what it was: type and user.
+/// Deliver all due messages. Returns their types and users.
 async fn drain(world: &World, sink: &str) -> Vec<String> {
     let mut told = Vec::new();
     while let Some(message) = claim(world, sink).await {
@@ -189,7 +189,7 @@ async fn drain(world: &World, sink: &str) -> Vec<String> {
     told
 }
 
-/// The messages of a sink as they stand: type, user and state.
+/// The messages of a sink: type, user and state.
 pub(crate) async fn standing(world: &World, sink: &str) -> Vec<String> {
     world
         .column(&format!(
@@ -209,7 +209,7 @@ async fn a_change_of_the_row_is_told_once_to_every_sink(mut world: World) {
     world.deliver(&created).await;
     world.deliver(&created).await;
     world.deliver(&named("user_1", 1000, "Augusta")).await;
-    // Nothing that this sink may see.
+    // A field that this sink may not see.
     world.deliver(&named("user_1", 2000, "Augusta").set("username", "augusta")).await;
 
     let crm = ["user.created user_1", "user.updated user_1", "user.updated user_1"];
@@ -230,7 +230,10 @@ async fn a_change_of_the_row_is_told_once_to_every_sink(mut world: World) {
         ["user.created user_1 delivered", "user.updated user_1 pending"]
     );
     let kept = world.column("SELECT payload FROM outbox WHERE state = 'delivered'").await;
-    assert!(kept.iter().all(|payload| payload == "null"), "what was delivered is not kept: {kept:?}");
+    assert!(
+        kept.iter().all(|payload| payload == "null"),
+        "the payload of a delivered message is not kept: {kept:?}"
+    );
 }
 
 async fn what_changes_nothing_is_told_to_nobody(mut world: World) {
@@ -280,10 +283,10 @@ async fn what_was_found_by_looking_is_told_only_if_somebody_asks_for_it(mut worl
     let found = from(&world, &named("user_1", 1, "B"), Source::Backfill);
     world.apply(&*world.store, &found).await;
     world.rules.emit = false;
-    // Somebody asked for this user, and somebody else heard of another one.
+    // An API caller asked for this user, so the sinks receive it without `emit`.
     let asked = from(&world, &Event::created("user_4"), Source::Api);
     world.apply(&*world.store, &asked).await;
-    // Of a deletion everybody hears who heard of the user, or wants to hear of deletions.
+    // A sink that received the user, or that wants all deletions, hears of a deletion.
     let gone = from(&world, &Event::deleted("user_1", 2), Source::Reconcile);
     world.apply(&*world.store, &gone).await;
     let gone = from(&world, &Event::deleted("user_2", 2), Source::Reconcile);
@@ -312,9 +315,13 @@ async fn of_one_user_only_the_oldest_message_is_handed_out(mut world: World) {
     world.deliver(&Event::created("user_2")).await;
     let first = claimed(&world, "crm").await;
     let second = claimed(&world, "crm").await;
-    assert_eq!((first.clerk_id.as_str(), second.clerk_id.as_str()), ("user_1", "user_2"), "side by side");
-    assert!(claim(&world, "crm").await.is_none(), "nothing overtakes");
-    // The other sink knows nothing of this.
+    assert_eq!(
+        (first.clerk_id.as_str(), second.clerk_id.as_str()),
+        ("user_1", "user_2"),
+        "messages of two users can be claimed together"
+    );
+    assert!(claim(&world, "crm").await.is_none(), "no message of a user overtakes an earlier one");
+    // The other sink is not affected.
     assert_eq!(drain(&world, "mail").await.len(), 3);
     assert!(finish(&world, &first, Ending::Delivered).await);
     let third = claimed(&world, "crm").await;
@@ -329,7 +336,11 @@ async fn a_message_belongs_to_one_until_the_lease_ends(mut world: World) {
     assert!(claim(&world, "crm").await.is_none());
     world.pass(TimeDelta::seconds(1));
     let second = claimed(&world, "crm").await;
-    assert_eq!((first.id, &first.message_id), (second.id, &second.message_id), "whoever had it died");
+    assert_eq!(
+        (first.id, &first.message_id),
+        (second.id, &second.message_id),
+        "the holder's lease has ended"
+    );
 }
 
 async fn many_at_once_get_each_message_once(mut world: World) {
@@ -361,7 +372,7 @@ async fn several_are_handed_out_together_and_end_each_in_its_own_way(mut world: 
     world.deliver(&Event::deleted("user_4", 2)).await;
     let endings = [Ending::Delivered, again(&world, 60), dead(), again(&world, 60)];
     let mut ended: Vec<(Claimed, Ending)> = claimed.into_iter().zip(endings).collect();
-    // Somebody else's.
+    // A result under another holder's lease.
     let mut late = ended[1].clone();
     late.0.lease = "0".repeat(32);
     ended.insert(0, late);
@@ -389,7 +400,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     assert_eq!(world.finish(&ended).await, Ok(2));
     let without_times = |dump: &[String]| -> Vec<String> {
         dump.iter()
-            // That the sink may have been told was noted before anybody began.
+            // Claiming has already recorded that the sink may receive the user.
             .filter(|line| !line.starts_with("outbox_recipients"))
             .map(|line| line.replace("2026", "").split("next_attempt_at").next().unwrap().to_owned())
             .collect()
@@ -398,7 +409,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     let once_more = claimed(&world, "crm").await;
     assert_eq!((once_more.id, once_more.attempts), (first.id, 1), "it keeps its place");
     assert!(finish(&world, &once_more, Ending::Untried).await);
-    // Nor does a deletion count as tried.
+    // An untried deletion does not count as tried either.
     world.deliver(&Event::deleted("user_1", 2)).await;
     let taken = world.store.claim_messages("crm", BEGINNING, &lease(&world), 2).await.unwrap();
     let kinds: Vec<MessageType> = taken.iter().map(|message| message.kind).collect();
@@ -464,7 +475,7 @@ async fn a_paused_sink_is_handed_nothing(mut world: World) {
     assert!(claim(&world, "crm").await.is_some());
 }
 
-/// The one who writes believes that the other lets its message go, and the other does not see it yet.
+/// The writer assumes that the finisher frees its message, and the finisher does not see that message yet.
 async fn whoever_adds_a_message_while_the_last_one_is_finished_does_not_strand_it(mut world: World) {
     subscribe(&mut world, &["crm"]);
     world.deliver(&Event::created("user_1")).await;
@@ -488,14 +499,14 @@ async fn an_erasure_takes_back_what_was_not_told_and_tells_who_ever_heard(mut wo
     finish(&world, &delivered, Ending::Delivered).await;
     let refused = claimed(&world, "mail").await;
     finish(&world, &refused, dead()).await;
-    // A sink that is no longer configured got the user all the same, and one that wants no deletions as well.
+    // A sink that is no longer configured received the user too, and so did one that wants no deletions.
     world.rules.subscriptions = world.rules.subscriptions[..2].iter().cloned().collect();
     world.deliver(&Event::deleted("user_1", 2)).await;
     for sink in ["crm", "mail", "old"] {
         let told = drain(&world, sink).await;
         assert_eq!(told, ["user.created user_2", "user.deleted user_1"], "{sink}");
     }
-    assert_eq!(world.count("outbox").await, 6, "the delivered and the dead one are gone as well");
+    assert_eq!(world.count("outbox").await, 6, "the delivered and the dead message are deleted too");
     let told = world.column("SELECT clerk_id || ' ' || sink AS line FROM outbox_recipients ORDER BY 1").await;
     assert_eq!(told, ["user_2 crm", "user_2 mail", "user_2 old"]);
 }
@@ -506,7 +517,7 @@ async fn a_deletion_goes_after_what_is_on_its_way(mut world: World) {
         world.deliver(&Event::created(id)).await;
         let under_way = claimed(&world, "crm").await;
         world.deliver(&Event::deleted(id, 1)).await;
-        assert!(claim(&world, "crm").await.is_none(), "somebody still hears of the user");
+        assert!(claim(&world, "crm").await.is_none(), "a message about the user is still under way");
         let kept = world.column("SELECT payload FROM outbox WHERE type <> 'user.deleted'").await;
         assert!(kept.iter().all(|payload| payload == "null"), "{kept:?}");
         assert!(finish(&world, &under_way, ending).await);
@@ -515,7 +526,7 @@ async fn a_deletion_goes_after_what_is_on_its_way(mut world: World) {
     assert_eq!(
         world.value("SELECT count(*) AS n FROM outbox WHERE state IN ('pending', 'dead')").await,
         "0",
-        "what was taken back is neither tried again nor kept"
+        "withdrawn messages are neither retried nor kept"
     );
 }
 
@@ -539,7 +550,7 @@ async fn an_erasure_that_is_tried_again_lets_the_deletion_go(mut world: World) {
     claimed(&world, "crm").await;
     let deletion = Event::deleted("user_1", 1);
     assert_eq!(world.deliver(&deletion).await, Outcome::Parked);
-    // Whoever had claimed the message before it is dead, and nobody has looked since.
+    // The process that claimed the message has died, and no dispatcher has looked since.
     world.pass(TimeDelta::minutes(1));
     assert_eq!(world.deliver(&deletion.again()).await, Outcome::Parked);
     assert_eq!(drain(&world, "crm").await, ["user.deleted user_1"]);
@@ -669,7 +680,7 @@ async fn a_dead_message_that_later_news_overtook_stays_dead(mut world: World) {
     let ids = Which::These(vec![first.id, first.id, 4711]);
     let overtaken = Tally { missing: vec![4711], ..tally(1, 0, 0) };
     let retried = act::<StoredMessage>(&*world.store, &ids, Deed::Retry, false, world.now).await.unwrap();
-    assert_eq!(retried, overtaken, "the later one is on its way");
+    assert_eq!(retried, overtaken, "the later message is under way");
     finish(&world, &second, Ending::Delivered).await;
     assert_eq!(
         act::<StoredMessage>(&*world.store, &ids, Deed::Retry, false, world.now).await.unwrap(),
@@ -691,7 +702,7 @@ async fn a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_
         let claimed_meanwhile = world.store.claim_messages("crm", BEGINNING, &lease, 1).await.unwrap().pop();
         let retried = retrying.await.unwrap() == 1;
         match claimed_meanwhile {
-            Some(second) if second.id != first.id => assert!(!retried, "the later one is on its way"),
+            Some(second) if second.id != first.id => assert!(!retried, "the later message is under way"),
             _ => assert!(retried),
         }
         world.pass(TimeDelta::minutes(1));
@@ -713,7 +724,7 @@ async fn what_is_given_up_is_forgotten_and_lets_the_next_one_go(mut world: World
         .collect();
     let all = Which::These(ids.clone());
     let given_up = act::<StoredMessage>(&*world.store, &all, Deed::Discard, false, world.now).await.unwrap();
-    assert_eq!(given_up, tally(3, 2, 0), "what is on its way stays");
+    assert_eq!(given_up, tally(3, 2, 0), "a message under way stays");
     finish(&world, &under_way, again(&world, 5)).await;
     world.deliver(&named("user_1", 2, "C")).await;
     assert!(claim(&world, "crm").await.is_none());
@@ -758,7 +769,7 @@ async fn messages_are_listed_without_what_they_say(mut world: World) {
     assert_eq!((dead[0].id, dead[0].last_error.as_deref()), (first.id, Some("status 400")));
     assert_eq!((dead[0].attempts, dead[0].finished_at), (1, Some(world.now)));
     assert!(list(Some("mail"), Some(MessageState::Dead), None, 10).await.is_empty());
-    assert!(!format!("{all:?} {first:?}").contains("Ada"), "what is logged says nothing of anybody");
+    assert!(!format!("{all:?} {first:?}").contains("Ada"), "the log contains no personal data");
     let filter = MessageFilter { ids: Some(vec![4711, first.id]), ..MessageFilter::default() };
     assert_eq!(world.store.messages(&filter, 10).await.unwrap(), dead);
     assert_eq!(world.store.message_body(first.id).await.unwrap(), Some(first.payload));
@@ -776,7 +787,7 @@ async fn messages_are_counted_by_sink(mut world: World) {
     finish(&world, &first, dead()).await;
     drain(&world, "mail").await;
     let [crm] = &world.store.outbox_depth().await.unwrap()[..] else {
-        panic!("what is delivered counts nowhere")
+        panic!("delivered messages must not be counted")
     };
     assert_eq!((crm.sink.as_str(), crm.pending, crm.dead, crm.oldest), ("crm", 2, 1, Some(began)));
 }
@@ -804,24 +815,24 @@ async fn old_messages_are_forgotten_and_no_others(mut world: World) {
     assert_eq!(left, ["delivered", "pending"]);
 }
 
-/// What a sink does with a message.
+/// How a sink treats a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
     Takes,
     Fails,
-    /// It asks to be left alone for so many seconds.
+    /// It asks the dispatcher to wait this many seconds.
     Busy(u64),
     Refuses,
     Hangs,
     Panics,
-    /// It takes so many milliseconds.
+    /// It takes this many milliseconds to answer.
     Slow(u64),
 }
 
-/// A sink that remembers what it took.
+/// A sink that records the messages it received.
 struct Recorder {
     mood: Mutex<Mood>,
-    /// Message ids and what they say, repeats as well.
+    /// The accepted messages, including repeats.
     taken: Mutex<Vec<Message>>,
     tried: Mutex<Vec<String>>,
 }
@@ -839,7 +850,7 @@ impl Recorder {
         self.tried.lock().unwrap().len()
     }
 
-    /// What a receiver that drops repeats has seen: for each user types and first names.
+    /// The messages of each user, without repeats: types and first names.
     fn heard(&self) -> BTreeMap<String, Vec<String>> {
         let mut seen = HashSet::new();
         let mut heard: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -962,7 +973,7 @@ async fn a_deletion_is_tried_for_ever(mut world: World) {
     let dispatcher = dispatcher(&world, &recorder, settings, &hand);
     for _ in 0..20 {
         assert_eq!(dispatcher.turn().await, Ok(Turn::More));
-        assert_eq!(dispatcher.turn().await, Ok(Turn::Idle), "not at once");
+        assert_eq!(dispatcher.turn().await, Ok(Turn::Idle), "the retry is not due at once");
         hand.pass(TimeDelta::hours(1));
     }
     assert_eq!(recorder.tries(), 20);
@@ -985,7 +996,7 @@ async fn after_its_attempts_a_message_is_dead(mut world: World) {
     let row = &world.rows("SELECT * FROM outbox").await[0];
     assert_eq!((plain(&row["state"]).as_str(), plain(&row["attempts"]).as_str()), ("dead", "3"));
     assert_eq!(plain(&row["last_error"]), "it Fails");
-    assert!(plain(&row["payload"]).contains("user_1"), "kept, to be tried again by hand");
+    assert!(plain(&row["payload"]).contains("user_1"), "the payload is kept for a retry by hand");
 }
 
 async fn an_outage_of_an_hour_costs_no_message(mut world: World) {
@@ -994,7 +1005,7 @@ async fn an_outage_of_an_hour_costs_no_message(mut world: World) {
     let (recorder, hand) = (Recorder::new(Mood::Fails), Hand::at(world.now));
     let settings = DeliverySettings { attempts: 6, ..DeliverySettings::default() };
     let dispatcher = dispatcher(&world, &recorder, settings, &hand);
-    // The breaker's own waits go by a clock that nobody can move: they are short at first.
+    // The breaker waits by the real clock, which the test cannot move; its first waits are short.
     let deadline = Instant::now() + Duration::from_secs(25);
     while recorder.tries() < 8 {
         assert!(Instant::now() < deadline, "only {} tries", recorder.tries());
@@ -1005,12 +1016,12 @@ async fn an_outage_of_an_hour_costs_no_message(mut world: World) {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(attempts(&world).await, "5", "those before it opened");
-    // A day later it may be the message that brings the sink down.
+    assert_eq!(attempts(&world).await, "5", "only the attempts before the breaker opened count");
+    // A day later, the dispatcher assumes that this message may be the cause.
     hand.pass(TimeDelta::days(1));
     let deadline = Instant::now() + Duration::from_secs(25);
     while standing(&world, "crm").await == ["user.created user_1 pending"] {
-        assert!(Instant::now() < deadline, "it stands in the way for ever");
+        assert!(Instant::now() < deadline, "the message blocks the sink permanently");
         dispatcher.turn().await.unwrap();
         hand.pass(TimeDelta::hours(1));
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -1026,7 +1037,7 @@ async fn a_sink_that_asks_for_time_gets_it(mut world: World) {
     let asked = Instant::now();
     assert_eq!(dispatcher.turn().await, Ok(Turn::More));
     recorder.set(Mood::Takes);
-    assert_eq!(dispatcher.turn().await, Ok(Turn::Idle), "the other user's message waits as well");
+    assert_eq!(dispatcher.turn().await, Ok(Turn::Idle), "the other user's message waits too");
     let next = world.column("SELECT next_attempt_at FROM outbox WHERE attempts = 1").await;
     assert!(time(&next[0].as_str().into()) >= world.now + TimeDelta::seconds(1), "{next:?}");
     hand.pass(TimeDelta::seconds(5));
@@ -1070,7 +1081,7 @@ async fn a_rate_is_kept(mut world: World) {
     while recorder.tries() < 15 {
         dispatcher.turn().await.unwrap();
     }
-    // The first ten at once.
+    // The first ten are sent at once.
     assert!(began.elapsed() > Duration::from_millis(400), "{:?}", began.elapsed());
 }
 
@@ -1081,11 +1092,11 @@ async fn a_sink_that_becomes_slow_holds_up_nothing_that_it_has_not_begun(mut wor
     world.deliver_all(&users).await;
     let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
     let dispatcher = Arc::new(dispatcher(&world, &recorder, DeliverySettings::default(), &hand));
-    // It learns that the sink is quick.
+    // The dispatcher learns that the sink is fast.
     let mut last = 0;
     while recorder.tries() - last < 2 {
         last = recorder.tries();
-        assert!(last < USERS / 2, "never more than one at once");
+        assert!(last < USERS / 2, "the dispatcher never sent more than one message at once");
         assert_eq!(dispatcher.turn().await, Ok(Turn::More));
     }
     let before = recorder.tries();
@@ -1095,13 +1106,13 @@ async fn a_sink_that_becomes_slow_holds_up_nothing_that_it_has_not_begun(mut wor
     let deadline = Instant::now() + Duration::from_secs(2);
     let taken = "SELECT count(*) AS n FROM outbox WHERE state = 'pending' AND lease IS NOT NULL";
     while recorder.tries() == before || world.value(taken).await != "1" {
-        assert!(!turn.is_finished() && Instant::now() < deadline, "the others wait for the slow one");
+        assert!(!turn.is_finished() && Instant::now() < deadline, "the other messages wait for the slow one");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(turn.await.unwrap(), Ok(Turn::More));
     assert_eq!(recorder.tries(), before + 1);
     assert_eq!(world.count("outbox WHERE state = 'delivered'").await, before as u64 + 1);
-    // And is careful from now on.
+    // It sends one message at a time again.
     recorder.set(Mood::Takes);
     assert_eq!(dispatcher.turn().await, Ok(Turn::More));
     assert_eq!(recorder.tries(), before + 2);
@@ -1125,7 +1136,7 @@ async fn what_a_dead_process_had_claimed_is_delivered_by_another(mut world: Worl
     assert_eq!(recorder.heard()["user_1"], ["user.created Ada", "user.updated B"]);
 }
 
-/// Everything as it runs in the service, until it is asked to stop.
+/// Start the dispatchers as the service does, until shutdown is requested.
 fn start(world: &World, destinations: Vec<Destination>) -> (CancellationToken, tokio::task::JoinHandle<()>) {
     let shutdown = CancellationToken::new();
     let outbox = Outbox {
@@ -1140,7 +1151,7 @@ fn start(world: &World, destinations: Vec<Destination>) -> (CancellationToken, t
 async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_mins(1);
     while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out waiting: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -1205,7 +1216,7 @@ async fn a_sink_in_trouble_holds_up_no_other_and_gets_everything_in_order_afterw
     }
 }
 
-/// What the command line says of messages, and does with them.
+/// How the command line shows, retries and discards messages.
 fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     host.run(&["migrate"]).succeeded();
     for (user, kind, state, sink) in [
@@ -1236,7 +1247,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     );
     let table = host.run(&["outbox", "ls", "--limit", "2"]).succeeded();
     assert!(table.contains("user_1") && table.contains("--after") && !table.contains("Ada"), "{table}");
-    // The columns are those of the queue, in the same order, between those that only one of them has.
+    // The header has the queue's columns in the same order, plus the columns of the outbox.
     let header = |table: &str| table.lines().next().unwrap().split_whitespace().map(str::to_owned).collect();
     let header: Vec<String> = header(&table);
     assert_eq!(header, ["ID", "STATE", "SINK", "TYPE", "USER", "ATTEMPTS", "NEXT", "ERROR"]);
@@ -1250,7 +1261,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert!(host.run(&["outbox", "show", &id, "--reveal"]).succeeded().contains("Ada"));
     assert_eq!(host.run(&["outbox", "show", "4711"]).code, Some(1));
 
-    // Nothing is meant by default.
+    // Without a selection, the command does nothing.
     assert_eq!(host.run(&["outbox", "retry"]).code, Some(2));
     let counted = host.run(&["outbox", "retry", "--all", "--dry-run"]).succeeded();
     assert_eq!(counted.trim(), "3  would be retried");
@@ -1260,7 +1271,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert!(lines[1].starts_with("1  skipped"), "later news of that user were delivered: {retried}");
     assert_eq!(list(&["--state", "dead"]).len(), 2);
 
-    // Nobody sits there who could be asked.
+    // Without a terminal, the command cannot ask for confirmation.
     assert_eq!(host.run(&["outbox", "discard", "--all"]).code, Some(2));
     assert_eq!(list(&["--state", "dead"]).len(), 2);
     host.run(&["outbox", "discard", "--all", "--yes"]).succeeded();
@@ -1273,11 +1284,11 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
         assert!(refused.stderr.contains("1 deletion was kept"), "{refused:?}");
     }
     assert_eq!(list(&["--state", "pending"]).len(), 2);
-    // What is named must be done.
+    // The command fails if it cannot retry a message given by id.
     let left = host.run(&["outbox", "retry", &deletion]);
     assert_eq!(left.code, Some(1), "{left:?}");
 
-    // A mistyped name is no answer, and nothing else happens.
+    // A mistyped name is an error, and nothing else happens.
     for mistyped in [
         ["outbox", "ls", "--sink", "cmr"].as_slice(),
         &["outbox", "retry", "--sink", "cmr"],
@@ -1292,7 +1303,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     let revealed = "audit_log WHERE action = 'USER_REVEALED' AND source = 'cli' AND clerk_id = 'user_1'";
     assert_eq!(host.count(revealed), 1);
 
-    // Whatever an id is made of, it does not steer the terminal.
+    // Control characters in an id do not reach the terminal.
     host.sql("UPDATE outbox SET clerk_id = 'user_\u{1b}[2J\u{9b}31m\n' WHERE clerk_id = 'user_2'");
     let shown = host.run(&["outbox", "ls"]).succeeded();
     assert!(
@@ -1307,7 +1318,7 @@ fn an_operator_sees_and_tends_the_outbox(host: &mut Host) {
     assert_eq!(host.run(&["outbox", "resume", "crm"]).code, Some(1));
 }
 
-/// A dispatcher of the sink `crm` at this address.
+/// A dispatcher for the sink `crm` at this address.
 fn pointed_at(address: &str, world: &World, recorder: &Arc<Recorder>, hand: &Hand) -> Dispatcher {
     let destination = destination("crm", recorder, DeliverySettings::default());
     let destination = Destination { address: address.to_owned(), ..destination };
@@ -1318,7 +1329,7 @@ async fn until_idle(dispatcher: &Dispatcher) {
     while dispatcher.turn().await.unwrap() == Turn::More {}
 }
 
-/// What the receipt of this user at `crm` says.
+/// The state of this user's receipt at `crm`.
 async fn confirmed(world: &World, user: &str) -> String {
     let receipt = format!(
         "SELECT CASE WHEN completed_at IS NULL THEN coalesce(last_error, 'not yet') ELSE 'done' END
@@ -1343,15 +1354,15 @@ async fn a_sink_that_is_pointed_elsewhere_confirms_no_erasure_where_it_was(mut w
     world.deliver_all(&["user_1", "user_2", "user_3"].map(|user| Event::deleted(user, 9))).await;
     until_idle(&new).await;
     let tries = recorder.tries();
-    assert_eq!(confirmed(&world, "user_2").await, "done", "she was told of nowhere else");
+    assert_eq!(confirmed(&world, "user_2").await, "done", "no other address received user_2");
     for user in ["user_1", "user_3"] {
         assert!(confirmed(&world, user).await.contains("but not at its previous one"), "{user}");
     }
     hand.pass(TimeDelta::hours(2));
     until_idle(&new).await;
-    assert_eq!(recorder.tries(), tries, "what was erased here is not asked for again");
+    assert_eq!(recorder.tries(), tries, "the sink does not get a confirmed erasure again");
 
-    // Pointed back, it is asked at once.
+    // When it points back at the old address, the erasure is sent there at once.
     until_idle(&at("old")).await;
     assert_eq!(recorder.tries(), tries + 2);
     assert_eq!(
@@ -1382,7 +1393,7 @@ async fn who_was_told_of_before_addresses_were_kept_counts_as_told_of_where_the_
     let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
     world.deliver_all(&[Event::created("user_1"), Event::created("user_2")]).await;
     until_idle(&pointed_at("old", &world, &recorder, &hand)).await;
-    // As the version before left it.
+    // The state that the version before addresses left.
     world.sql("UPDATE outbox_recipients SET addresses = NULL").await;
     world.sql("DELETE FROM outbox_sinks").await;
     world.deliver(&Event::deleted("user_1", 9)).await;

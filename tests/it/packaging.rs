@@ -1,4 +1,4 @@
-//! The files that run the program elsewhere: what they say of it must hold.
+//! The deployment files: what they state about the program must be true.
 
 use std::{fs, path::Path, process::Command};
 
@@ -16,17 +16,20 @@ fn the_files_of_other_places_name_only_variables_that_there_are() {
         let text = fs::read_to_string(root().join(&file)).unwrap();
         let words = text.split(|character: char| !(character.is_ascii_uppercase() || character == '_'));
         for word in words.filter(|word| word.len() > 3 && word.trim_matches('_').contains('_')) {
-            // Of other images, of Docker, of Linux, and of those who build.
+            // Variables of other images, of Docker, of Linux, and of image builds.
             let others =
                 ["POSTGRES_", "MARIADB_", "MONGO_INITDB_", "GF_", "COMPOSE_FILE", "AF_", "SOURCE_DATE_EPOCH"];
             if others.iter().any(|others| word.starts_with(others)) {
                 continue;
             }
             named += 1;
-            assert!(known.iter().any(|variable| variable == word), "{file} names {word}");
+            assert!(
+                known.iter().any(|variable| variable == word),
+                "{file} names the unknown variable {word}"
+            );
         }
     }
-    assert!(named > 20, "only {named} were found");
+    assert!(named > 20, "only {named} variables were found");
 }
 
 #[test]
@@ -34,7 +37,7 @@ fn systemd_takes_the_unit_and_finds_it_well_protected() {
     let Some(version) = version_of_systemd() else {
         return skip("systemd-analyze", "it is not installed, or older than 250");
     };
-    // The program is where it was just built.
+    // The tests use the program that was just built.
     let unit = fs::read_to_string(root().join(UNIT)).unwrap();
     let unit = unit.replace("/usr/local/bin/clerk-sync", env!("CARGO_BIN_EXE_clerk-sync"));
     let folder = tempfile::tempdir().unwrap();
@@ -45,7 +48,7 @@ fn systemd_takes_the_unit_and_finds_it_well_protected() {
     let said = String::from_utf8_lossy(&verified.stderr);
     assert!(verified.status.success() && said.is_empty(), "systemd {version}: {said}");
 
-    // In tenths; from 0, safe, to 100.
+    // In tenths, from 0 (safe) to 100.
     let rated = Command::new("systemd-analyze")
         .args(["security", "--offline=true", "--threshold=29", "--no-pager"])
         .arg(&path)
@@ -73,7 +76,7 @@ fn proxies_take_the_configurations_that_are_shown() {
         .args(["-keyout", &at("key.pem"), "-out", &at("certificate.pem")])
         .output();
     if !made.is_ok_and(|made| made.status.success()) {
-        return skip("openssl", "no certificate can be made");
+        return skip("openssl", "no certificate can be created");
     }
     let [certificate, key] = ["certificate.pem", "key.pem"].map(|name| fs::read_to_string(at(name)).unwrap());
     fs::write(at("both.pem"), certificate + &key).unwrap();
@@ -145,7 +148,7 @@ fn version_of_systemd() -> Option<u32> {
     shown.split_whitespace().nth(1)?.parse().ok().filter(|version| *version >= 250)
 }
 
-/// Those that say how to run it.
+/// The files that show how to run the program.
 fn files() -> Vec<String> {
     let mut files = vec!["compose.yaml".to_owned(), "Dockerfile".to_owned(), UNIT.to_owned()];
     for entry in fs::read_dir(root().join("ops/kubernetes")).unwrap() {

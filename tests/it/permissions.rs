@@ -1,7 +1,7 @@
-//! A SQLite file, or its directory, that belongs to somebody else.
+//! A SQLite file, or its directory, that belongs to another user.
 //!
-//! Root may write to everything, so root runs the program as user 10001. Whoever is not root takes rights away from
-//! themselves.
+//! Root may write to every file, so if root runs the tests, the program runs as user 10001. Any other user removes its own
+//! permissions instead.
 
 use std::{
     fs::{self, Permissions},
@@ -18,10 +18,10 @@ use tempfile::TempDir;
 
 use crate::service::{Finished, Host, Keeper, post, user};
 
-/// Whom the program runs as, if root runs the tests.
+/// The user that the program runs as, if root runs the tests.
 const US: u32 = 10_001;
 
-/// Who has what we may not write to.
+/// The owner of files that the program may not write to.
 const OTHER: u32 = 1_000;
 
 struct Place {
@@ -31,13 +31,13 @@ struct Place {
 }
 
 impl Place {
-    /// A directory of ours.
+    /// Create a directory that the program owns.
     fn new() -> Self {
         let mut host = Host::with(Keeper::Sqlite).expect("SQLite is always there");
         let folder = tempfile::tempdir().unwrap();
         set_mode(folder.path(), 0o755);
         set_mode(host.directory.path(), 0o755);
-        // Where it was built others may not look.
+        // The program's user may not enter the build directory.
         let program = host.directory.path().join("clerk-sync");
         let built = host.command(&[]);
         fs::copy(built.get_program(), &program).unwrap();
@@ -84,7 +84,7 @@ impl Place {
         Finished { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
 
-    /// Every command that writes ends at once, and says where, as whom and what to do; so does `doctor`.
+    /// Assert that every command that writes, and `doctor`, ends at once and reports the path, the user and the remedy.
     fn is_refused(&self, place: &Path, remedy: &str) {
         let database = format!("sqlite://{}", self.file().display());
         let as_whom = format!(
@@ -96,7 +96,7 @@ impl Place {
         {
             let began = Instant::now();
             let ended = self.run(arguments);
-            assert!(began.elapsed() < Duration::from_secs(20), "{arguments:?} waits for what does not come");
+            assert!(began.elapsed() < Duration::from_secs(20), "{arguments:?} waits in vain");
             assert_eq!(ended.code, Some(78), "{arguments:?}: {ended:?}");
             let said = format!("{}{}", ended.stdout, ended.stderr);
             for part in [&format!("{} may not be", place.display()), &as_whom, &remedy.to_owned()] {
@@ -118,14 +118,14 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// Only root can give away.
+/// Change the owner, which only root can do.
 fn give(path: &Path, to: u32) {
     if is_root() {
         chown(path, Some(to), Some(to)).unwrap();
     }
 }
 
-/// Take what is needed to write away from the program. Returns how the command begins that gives it back.
+/// Remove the program's write permission. Returns the beginning of the command that restores it.
 fn close(path: &Path, mode: u32) -> String {
     set_mode(path, mode);
     give(path, OTHER);
@@ -144,7 +144,7 @@ fn a_directory_that_is_not_ours_ends_the_start_at_once() {
         close(&place.data(), 0o755);
         place.is_refused(&place.data(), &format!("`docker run --user {OTHER}:{OTHER} …`"));
     }
-    // Whoever runs the tests must be able to remove it.
+    // The user that runs the tests must be able to remove the directory.
     set_mode(&place.data(), 0o755);
 }
 
@@ -199,9 +199,9 @@ fn a_read_only_mount_ends_the_start_at_once() {
         format!("mount --bind {data} {data} && mount -o remount,ro,bind {data} && exec \"$0\" \"$@\"");
     let tried = Command::new("unshare").args(["--mount", "sh", "-c", &mount, "true"]).output();
     if !tried.is_ok_and(|tried| tried.status.success()) {
-        return crate::service::skip("unshare", "nothing can be mounted here");
+        return crate::service::skip("unshare", "this environment does not allow mounts");
     }
-    // Root may not write there either.
+    // Not even root may write to it.
     for command in ["serve", "migrate", "doctor"] {
         let like = place.command(&[]);
         let output = Command::new("unshare")
@@ -227,7 +227,7 @@ fn a_service_that_may_no_longer_write_is_not_ready() {
     let service = host.serve_with(&["--database-url", &format!("sqlite://{}", file.display())]);
     set_mode(&file, 0o444);
     if fs::OpenOptions::new().append(true).open(&file).is_ok() {
-        return crate::service::skip("unprivileged", "root may write to what nobody may write to");
+        return crate::service::skip("unprivileged", "root may write to read-only files");
     }
     crate::service::eventually("not ready", || service.status("/readyz") == Some(503));
     set_mode(&file, 0o644);

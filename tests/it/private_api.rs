@@ -1,4 +1,4 @@
-//! What programs of the house see: the private API of the real program, from the token to the last page.
+//! The private API as other programs use it, from the token to the last page.
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
@@ -109,7 +109,7 @@ fn only_the_token_opens_the_private_api(host: &mut Host) {
     for path in ["/v1", "/v1/", "/v1/nothing", "/v1/users/", "/v1/users/user_1/more"] {
         assert_refused(&ask(&service, path), 404, "not_found");
     }
-    // Nor does anybody learn without it what can be done there.
+    // Without the token, the answer does not reveal which methods exist.
     for (authorization, status, code) in [
         ("", 401, "unauthorized"),
         ("authorization: bearer t0ken-of-the-house\r\n", 405, "method_not_allowed"),
@@ -120,7 +120,7 @@ fn only_the_token_opens_the_private_api(host: &mut Host) {
         client.send(request.as_bytes()).expect("sent");
         assert_refused(&client.answer().expect("an answer"), status, code);
     }
-    // The rest of the listener asks for none, and the public one has no such thing.
+    // The other paths of this listener need no token, and the public listener has no such paths.
     assert_eq!(service.get_private("/metrics").status, 200);
     assert_eq!(service.get("/v1/users").status, 404);
     service.stop();
@@ -138,9 +138,9 @@ fn a_token_of_their_own_closes_the_metrics_and_opens_nothing_else() {
     assert_eq!(service.get_api("/metrics", Some("Bearer wrong")).status, 401);
     let theirs = Some("Bearer m3trics-of-the-house");
     assert!(service.get_api("/metrics", theirs).body.contains("clerk_sync_rejections_total"));
-    assert_eq!(ask(&service, "/metrics").status, 200, "whoever may read users may read numbers");
+    assert_eq!(ask(&service, "/metrics").status, 200, "the token for users is also valid for metrics");
     assert_eq!(service.get_api("/v1/users", theirs).status, 401);
-    assert_eq!(service.get_private("/readyz").status, 200, "probes have no token");
+    assert_eq!(service.get_private("/readyz").status, 200, "probes need no token");
     service.stop();
 }
 
@@ -163,7 +163,7 @@ fn a_user_is_shown_as_the_row_is_and_not_after_a_deletion(host: &mut Host) {
          unsafe_metadata,private_metadata,banned,locked,last_sign_in_at,last_active_at",
     );
     let service = serve(host);
-    // 2026-11-16T08:00:00.000Z: the milliseconds are told though there are none.
+    // 2026-11-16T08:00:00.000Z: the milliseconds are written even if they are zero.
     let at = 1_794_816_000_000;
     let mut event = user("user.created", "user_1", at, "Ada");
     event["data"]["username"] = json!("ada");
@@ -206,7 +206,7 @@ fn a_user_is_shown_as_the_row_is_and_not_after_a_deletion(host: &mut Host) {
     for id in ["user_2", "USER_1", "%00", "user_1%00", "%FF", "a%2Fb", &"x".repeat(300)] {
         assert_refused(&ask(&service, &format!("/v1/users/{id}")), 404, "user_not_found");
     }
-    // Gone, whether the row is or not.
+    // Not found, whether the row still exists or not.
     host.sql("CREATE TABLE orders (id bigint, user_id bigint REFERENCES users (id))");
     host.sql(&format!("INSERT INTO orders VALUES (1, {id})"));
     applied(&service, &deletion("user_1", milliseconds()));
@@ -224,7 +224,7 @@ fn users_are_walked_through_in_pages(host: &mut Host) {
     }
     assert_eq!(ids(&asked(&service, "/v1/users")), names);
     assert_eq!(asked(&service, "/v1/users")["next"], Value::Null);
-    assert_eq!(asked(&service, "/v1/users?limit=7")["next"], Value::Null, "a full page can be the last");
+    assert_eq!(asked(&service, "/v1/users?limit=7")["next"], Value::Null, "a full page can be the last page");
 
     let mut met: Vec<String> = Vec::new();
     let mut path = "/v1/users?limit=3".to_owned();
@@ -251,7 +251,7 @@ fn users_are_found_by_their_address(host: &mut Host) {
     assert_eq!(ids(&asked(&service, "/v1/users?email=user_2@example.com&limit=1")), ["user_2"]);
     assert_eq!(ids(&asked(&service, "/v1/users?email=user%2B3@example.com")), ["user+3"]);
     assert!(ids(&asked(&service, "/v1/users?email=nobody@example.com")).is_empty());
-    // A plus that was not encoded is a space, which no address has: better told than not found.
+    // An unencoded plus means a space, which no address contains: an error helps more than an empty list.
     let answer = ask(&service, "/v1/users?email=user+3@example.com");
     assert_refused(&answer, 400, "invalid_parameter");
     assert!(answer.body.contains("%2B") && !answer.body.contains("example.com"), "{answer:?}");
@@ -270,7 +270,7 @@ fn callers_that_hang_up_leave_no_transaction_behind() {
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
         client.send(request.as_bytes()).expect("sent");
     }
-    // Whoever stays is told in time.
+    // A client that waits gets an answer in time.
     assert_refused(&ask(&service, "/v1/users"), 503, "database_unavailable");
     other.run("ROLLBACK").expect("unlocked");
     assert_eq!(ids(&asked(&service, "/v1/users")), ["user_1"]);
@@ -278,7 +278,7 @@ fn callers_that_hang_up_leave_no_transaction_behind() {
         "SELECT pid FROM pg_stat_activity WHERE application_name = '{}' AND state <> 'idle'",
         host.schema
     );
-    eventually("nobody in a transaction", || host.sql(&left).is_empty());
+    eventually("no session is in a transaction", || host.sql(&left).is_empty());
     service.stop();
 }
 
@@ -323,13 +323,13 @@ fn signups_are_counted_by_day_week_and_month(host: &mut Host) {
 fn signups_at_odd_times_neither_hide_others_nor_last_for_ever(host: &mut Host) {
     let service = serve(host);
     applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
-    // What an application may have written, and how many of those are on a day.
+    // Times that an application may have written, and the number of those that fall on a day.
     let (times, counted): (&[&str], u64) = match host.keeper {
         Keeper::Postgres => (&["-infinity", "infinity", "0001-01-01", "2026-02-01", "9999-12-31"], 3),
         Keeper::Mariadb | Keeper::Mysql => (&["0001-01-01", "2026-02-01", "9999-12-31"], 3),
         Keeper::Mongodb => (&["", "some day", "0001-01-01", "2026-02-01", "9999-12-31"], 3),
         Keeper::Sqlite => {
-            // The impossible month lies in a year of its own: SQLite counts it with a December before it.
+            // The impossible month is in a year of its own, because SQLite counts it with a December before it.
             (&["", "some day", "1999-99-01", "0001-01-01", "2026-02-01T00:30:00+02:00", "9999-12-31"], 3)
         }
     };
@@ -382,7 +382,7 @@ fn organizations_and_memberships_are_found_from_either_side(host: &mut Host) {
         membership("orgmem_11", "org_1", "user_1"),
         membership("orgmem_12", "org_1", "user_2"),
         membership("orgmem_22", "org_2", "user_2"),
-        // Its organization has not come yet.
+        // The organization of this membership is not known yet.
         membership("orgmem_32", "org_3", "user_2"),
     ] {
         applied(&service, &event);
@@ -428,7 +428,7 @@ fn organizations_and_memberships_are_found_from_either_side(host: &mut Host) {
     assert_refused(&ask(&service, "/v1/organizations?email=ada@example.com"), 400, "invalid_parameter");
     assert_eq!(service.ask_api("GET", "/v1/organizations", None).status, 401);
 
-    // Who is gone takes along what belonged to them.
+    // A deletion also deletes the memberships.
     applied(&service, &deletion("user_2", milliseconds()));
     let members = asked(&service, "/v1/organizations/org_1/memberships");
     assert_eq!(members["memberships"].as_array().map(Vec::len), Some(1), "{members}");
@@ -448,7 +448,7 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
     host.set("SYNC_ENTITIES", &all.join(","));
     let service = serve(host);
     applied(&service, &user("user.created", "user_1", milliseconds() - 5000, "Ada"));
-    // Ids of other kinds may look like those of users.
+    // Ids of other kinds may look like ids of users.
     applied(&service, &organization("user_1", "Analytical Engines"));
     applied(&service, &membership("user_1", "user_1", "user_1"));
     let others = ["user", "organization", "organization_membership"];
@@ -528,7 +528,7 @@ fn the_description_is_what_the_service_does(host: &mut Host) {
     service.stop();
 }
 
-/// Every route below `/v1`, as the router has it.
+/// Every route below `/v1`, from the router's source.
 fn routes() -> Vec<String> {
     let screen = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/v1/mod.rs");
     let screen = fs::read_to_string(screen).expect("the routes");
@@ -570,7 +570,7 @@ fn routes() -> Vec<String> {
     routes
 }
 
-/// Where a value is not what its schema says, as far as our schemas go: names, types and what is required.
+/// The differences between a value and its schema: names, types and required fields.
 fn mismatches(value: &Value, schema: &Value, all: &Value) -> Vec<String> {
     if let Some(name) = schema["$ref"].as_str() {
         let schema = all.pointer(name.trim_start_matches('#')).expect("a schema of that name");
@@ -592,11 +592,13 @@ fn mismatches(value: &Value, schema: &Value, all: &Value) -> Vec<String> {
     };
     let mut found = Vec::new();
     if !fits {
-        found.push(format!("{value} is no {}", schema["type"]));
+        found.push(format!("{value} is not of type {}", schema["type"]));
     }
     if let (Some(members), Some(properties)) = (value.as_object(), schema["properties"].as_object()) {
         let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        found.extend(required.filter(|name| !members.contains_key(*name)).map(|name| format!("no {name}")));
+        found.extend(
+            required.filter(|name| !members.contains_key(*name)).map(|name| format!("{name} is missing")),
+        );
         for (name, value) in members {
             match properties.get(name) {
                 Some(schema) => found.extend(mismatches(value, schema, all)),

@@ -1,4 +1,4 @@
-//! The store contract and the rules in executable form: each promise is one sentence, and every keeper makes it.
+//! The store contract and the rules as tests: each test is one promise, and every backend keeps it.
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
@@ -68,7 +68,7 @@ macro_rules! promises {
 pub(crate) use promises;
 
 promises! {
-    // Once, and in order.
+    // Applied once, in order.
     a_delivery_is_recorded_once,
     the_same_delivery_many_times_at_once_is_applied_once,
     events_of_one_user_at_once_end_with_the_newest,
@@ -87,7 +87,7 @@ promises! {
 
     a_restore_that_left_the_sequences_behind_keeps_nobody_out,
 
-    // What a row holds.
+    // Contents of a row.
     every_field_comes_back_as_it_was_sent,
     milliseconds_survive,
     ids_differing_only_in_case_are_two_users,
@@ -149,7 +149,7 @@ promises! {
     nothing_of_an_anonymised_user_remains,
     created_and_deleted_in_one_batch_leaves_a_tombstone_only,
 
-    // For others to read.
+    // Read by others.
     a_row_is_given_with_its_number_and_what_the_application_keeps_in_it,
     a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go,
     an_address_is_found_in_any_case_and_never_that_of_a_deleted_user,
@@ -168,12 +168,12 @@ promises! {
     the_number_of_many_users_is_known_at_once_and_about_right,
     the_time_without_us_is_told_by_webhooks_and_runs,
 
-    // Around it.
+    // Committer and upkeep.
     what_is_handed_to_the_committer_is_answered_and_finished,
     the_upkeep_forgets_what_is_old,
     the_room_that_the_database_takes_up_is_known,
 
-    // The keeper itself.
+    // The backend itself.
     a_commit_is_all_or_nothing,
     a_transaction_that_loses_a_race_says_so,
     what_others_wrote_while_a_user_was_waited_for_is_seen,
@@ -207,10 +207,10 @@ async fn a_lease_has_one_holder_until_it_ends(world: World) {
     assert!(!hold("two", long).await);
     assert!(hold("one", short).await, "kept");
     tokio::time::sleep(2 * short).await;
-    assert!(hold("two", long).await, "its holder died");
+    assert!(hold("two", long).await, "the holder's lease has expired");
     assert!(!hold("one", long).await);
     world.store.release_lease("it", "one").await.unwrap();
-    assert!(!hold("one", long).await, "only the holder gives it back");
+    assert!(!hold("one", long).await, "only the holder can release it");
     world.store.release_lease("it", "two").await.unwrap();
     let mut asking = JoinSet::new();
     for number in 0..10 {
@@ -241,7 +241,10 @@ async fn what_a_sink_remembers_of_a_user_is_its_own_and_goes_with_the_recipient(
 
     world.sql("DELETE FROM outbox_recipients WHERE clerk_id = 'user_a' AND sink = 'one'").await;
     assert_eq!(reference("one", "user_a").await, None);
-    assert!(!keep("one", "user_a", "too late").await, "nobody is made a recipient again");
+    assert!(
+        !keep("one", "user_a", "too late").await,
+        "keeping a reference must not make the user a recipient again"
+    );
     assert_eq!(world.value("SELECT count(*) FROM outbox_recipients").await, "2");
 }
 
@@ -271,7 +274,7 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     assert!(store.save_run(&newer).await.unwrap());
     let taken = Run { owner: "two".to_owned(), ..newer.clone() };
     store.begin_run(&taken).await.unwrap();
-    assert!(!store.save_run(&newer).await.unwrap(), "taken over");
+    assert!(!store.save_run(&newer).await.unwrap(), "another process took the run over");
     assert_eq!(store.unfinished_run(RunKind::Backfill, "all").await.unwrap(), Some(taken.clone()));
 
     let finished = Run { finished_at: Some(at(NOW + 5)), ..taken };
@@ -279,7 +282,7 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     assert_eq!(
         store.unfinished_run(RunKind::Backfill, "all").await.unwrap(),
         None,
-        "the newer one has done what the older one left"
+        "the newer run has done what the older one left"
     );
     assert_eq!(store.last_finished(RunKind::Backfill, None).await.unwrap(), Some(finished.clone()));
     let of_some = Run { everybody: false, finished_at: Some(at(NOW + 9)), ..run("3", "one", at(NOW)) };
@@ -287,7 +290,7 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     assert_eq!(
         store.last_finished(RunKind::Backfill, None).await.unwrap(),
         Some(finished.clone()),
-        "a run through some users says nothing of the others"
+        "a run over some users says nothing about the others"
     );
     assert_eq!(store.last_finished(RunKind::Reconcile, None).await.unwrap(), None);
     let old = Run { id: "4".to_owned(), parameters: "some".to_owned(), ..older };
@@ -297,7 +300,7 @@ async fn an_interrupted_run_is_found_again_and_belongs_to_who_took_it_last(world
     assert_eq!(
         store.unfinished_run(RunKind::Backfill, "some").await.unwrap(),
         None,
-        "the older one is forgotten"
+        "the older run is pruned"
     );
     assert_eq!(store.last_finished(RunKind::Backfill, None).await.unwrap(), Some(finished.clone()));
 }
@@ -311,16 +314,20 @@ async fn the_instance_that_users_come_from_is_remembered(world: World) {
         let (instance, previous) = (instance.to_owned(), previous.map(ToOwned::to_owned));
         Some(Origin { confirmed: instance == "ins_2", instance, previous, refused })
     };
-    // The first one stays,
+    // The first instance is kept.
     for id in ["ins_1", "ins_2", "ins_1"] {
         assert_eq!(store.claim_instance(id).await.unwrap(), "ins_1");
     }
     assert_eq!(store.origin().await.unwrap(), origin("ins_1", None, None));
     store.note_refused("ins_1", world.now).await.unwrap();
-    assert_eq!(store.origin().await.unwrap(), origin("ins_1", None, None), "it is not refused");
+    assert_eq!(
+        store.origin().await.unwrap(),
+        origin("ins_1", None, None),
+        "the claimed instance is not noted as refused"
+    );
     store.note_refused("ins_2", world.now).await.unwrap();
     assert_eq!(store.origin().await.unwrap(), origin("ins_1", None, Some("ins_2")));
-    // until it is changed.
+    // Changing the instance replaces it.
     for id in ["ins_2", "ins_2"] {
         store.change_instance(id).await.unwrap();
         assert_eq!(store.origin().await.unwrap(), origin("ins_2", Some("ins_1"), None));
@@ -394,7 +401,7 @@ async fn whom_the_application_marked_or_inserted_is_listed_and_whose_erasure_is_
 
 async fn the_number_of_many_users_is_known_at_once_and_about_right(world: World) {
     assert_eq!(world.store.estimate_standing().await.unwrap(), Count { rows: 0, estimated: false });
-    // A third of them are deleted, and nobody analyses the table.
+    // A third of the users are deleted, and the table is not analysed.
     world
         .sql_of(
             "INSERT INTO users (clerk_id, first_name, deleted_at)
@@ -420,7 +427,7 @@ async fn the_time_without_us_is_told_by_webhooks_and_runs(world: World) {
     assert_eq!(world.deliver(&Event::created("user_1")).await, Applied);
     assert_eq!(world.store.history(before, after).await.unwrap(), History::Recent);
     assert_eq!(world.store.history(after, after + second).await.unwrap(), History::Silent);
-    // What came after the start says nothing about the time before.
+    // A delivery after the start says nothing about the time before it.
     assert_eq!(world.store.history(before - second, before).await.unwrap(), History::Silent);
 }
 
@@ -460,7 +467,7 @@ async fn events_of_one_user_at_once_end_with_the_newest(world: World) {
     assert!(outcomes.iter().all(|outcome| ["applied", "stale"].contains(outcome)), "{outcomes:?}");
 }
 
-/// Deliver each event in a transaction of its own, all at once, and look at the end.
+/// Deliver all events at once, each in its own transaction, and check the end state.
 async fn at_once(world: World, events: Vec<Event>, look: impl AsyncFnOnce(&World)) -> Vec<&'static str> {
     let world = Arc::new(world);
     let deliveries: Vec<_> = events
@@ -508,7 +515,7 @@ async fn equal_times_are_decided_by_the_envelope_and_then_by_the_svix_id(world: 
     let named = |svix_id: &str| Event::updated("user_1", 1000).set("first_name", svix_id).svix(svix_id);
     assert_eq!(world.deliver(&named("msg_m")).await, Applied);
     assert_eq!(world.deliver(&named("msg_a")).await, Stale);
-    // In the order of bytes, whatever the language of the database.
+    // The svix-ids are compared byte by byte, whatever the database's locale.
     assert_eq!(world.deliver(&named("msg_Z")).await, Stale);
     assert_eq!(world.deliver(&named("msg_z")).await, Applied);
     assert_eq!(world.deliver(&named("msg_z0")).await, Applied);
@@ -535,7 +542,7 @@ async fn a_time_that_cannot_be_true_counts_as_the_envelopes(world: World) {
         assert_eq!(world.deliver(&event).await, Applied, "{event:?}");
         assert_eq!(world.user("user_1").await.unwrap().updated_at, after(2000 + number));
     }
-    // Clocks differ a little: a day ahead is believed.
+    // Clocks differ a little, so a time up to a day ahead is accepted.
     let ahead = told(json!(NOW + 86_400_000)).set("first_name", "Ahead");
     assert_eq!(world.deliver(&ahead).await, Applied);
     assert_eq!(world.user("user_1").await.unwrap().updated_at, at(NOW + 86_400_000));
@@ -588,7 +595,7 @@ async fn a_restore_that_left_the_sequences_behind_keeps_nobody_out(mut world: Wo
             .sql_of(
                 &format!("SELECT setval(pg_get_serial_sequence('{table}', 'id'), 1, false)"),
                 &format!("DELETE FROM sqlite_sequence WHERE name = '{table}'"),
-                // These servers never go back behind a row that is there.
+                // These servers never set the counter below an existing id.
                 &format!("ALTER TABLE {table} AUTO_INCREMENT = 1"),
             )
             .await;
@@ -603,7 +610,7 @@ async fn a_restore_that_left_the_sequences_behind_keeps_nobody_out(mut world: Wo
         }
     }
     assert_eq!(world.count("webhook_queue").await, 0);
-    // A start sees to it as well.
+    // A start repairs the counter as well.
     world
         .sql_of(
             "SELECT setval(pg_get_serial_sequence('users', 'id'), 1, false)",
@@ -663,7 +670,7 @@ async fn every_field_comes_back_as_it_was_sent(world: World) {
     assert_eq!(user.synced_at, world.now);
     assert_eq!(user.deleted_at, None);
 
-    // Anything that is a string to Clerk.
+    // Any string that Clerk accepts.
     let odd = "Zo\u{eb} \u{1f600} 'quoted\" \\ $1 ?1 {\"a\":1} \u{1}\n\u{fffd}";
     world.deliver(&Event::updated("user_1", 1000).set("first_name", odd).set("last_name", "")).await;
     assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), odd);
@@ -700,7 +707,7 @@ async fn ids_differing_only_in_case_are_two_users(world: World) {
     assert!(world.user("user_Ab").await.is_none());
     assert!(world.user("user_aB").await.is_some());
     assert!(world.user("USER_AB").await.is_none());
-    // The same of deliveries.
+    // The svix-id is compared in the same way.
     let shouted = one.svix_id.to_uppercase();
     assert_eq!(world.deliver(&Event::created("user_2").svix(&shouted)).await, Applied);
 }
@@ -758,7 +765,7 @@ async fn an_email_is_absent_only_if_nothing_is_said_of_it(world: World) {
     assert_eq!(changed_fields(&world).await.last().unwrap(), "email,email_verified");
 }
 
-/// `changed_fields` of every audit line, in order.
+/// `changed_fields` of every audit line, in write order.
 async fn changed_fields(world: &World) -> Vec<String> {
     let lines = world.rows("SELECT changed_fields FROM audit_log ORDER BY id").await;
     lines
@@ -794,7 +801,7 @@ async fn only_allow_listed_fields_are_written(mut world: World) {
     }
     assert_eq!(changed_fields(&world).await, ["email,first_name"]);
 
-    // A column that is not listed may be the application's to fill.
+    // The application may fill a column that is not on the allow-list.
     world
         .sql("UPDATE users SET last_name = 'Own', banned = NOT false, public_metadata = '{\"own\":1}'")
         .await;
@@ -818,7 +825,7 @@ async fn the_applications_columns_are_never_touched(world: World) {
     assert_eq!(rows[0]["score"], 7);
     assert_eq!(rows[0]["nickname"], "Countess");
     assert!(rows[0]["preferences"].to_string().contains("lang"));
-    // In a MongoDB nothing gives a field its default.
+    // MongoDB does not fill in a default.
     if world.keeper != Keeper::Mongodb {
         assert_eq!(rows[1]["score"], 5);
     }
@@ -846,7 +853,7 @@ async fn unchanged_moves_two_times_and_writes_no_audit_line(mut world: World) {
 }
 
 async fn the_audit_trail_names_fields_and_never_values(world: World) {
-    // A row that is new is created, whatever the event is called, and the other way round.
+    // A new row counts as created whatever the event's type, and an existing row counts as updated.
     let first = Event::updated("user_1", 1000);
     let second = Event::created("user_1").after(2000).set("first_name", "Augusta").set("banned", true);
     world.deliver_all(&[first.clone(), second.clone()]).await;
@@ -901,7 +908,7 @@ async fn nul_and_lone_surrogates_become_replacement_characters(world: World) {
     let json = "{\"\u{fffd}x\u{fffd}\":\"\u{fffd}x\u{fffd}\"}";
     assert_eq!(user.profile[USER.field("public_metadata")], Value::Json(json.to_owned()));
     assert_eq!(world.count("webhook_queue").await, 0);
-    // In the actor as well.
+    // The same for the actor's data.
     let odd = json!({ "http_request": { "client_ip": "203.0.113.8", "user_agent": "MARK" } });
     let event = Event::created("user_2").envelope("event_attributes", odd).replacing("MARK", r"\u0000\udc00");
     assert_eq!(world.deliver(&event).await, Applied);
@@ -954,7 +961,7 @@ async fn an_unusable_event_is_kept_dead_byte_for_byte(world: World) {
     }
     assert_eq!(world.count("processed_webhooks").await, 0);
     assert_eq!(world.store.queue_depth().await.unwrap().dead, 7);
-    // Nobody knows whom the others are about.
+    // The user of the other six is unknown.
     assert_eq!(world.value("SELECT count(*) AS n FROM webhook_queue WHERE clerk_id IS NULL").await, "6");
 }
 
@@ -974,7 +981,7 @@ async fn a_body_without_a_type_goes_with_whoever_it_names(world: World) {
     }
     assert_eq!(world.deliver(&Event::deleted("user_petra", 0)).await, Applied);
     assert_eq!(world.count("webhook_queue").await, 2);
-    // What comes after the erasure is not kept either.
+    // Deliveries after the erasure are not kept either.
     for body in &about_petra {
         let event = Event::raw(*body);
         assert_eq!(world.deliver(&event).await, Stale);
@@ -995,7 +1002,7 @@ async fn the_test_message_of_svix_is_ignored(world: World) {
 
 async fn an_example_of_svix_that_is_sent_again_is_unchanged(world: World) {
     let example = Event::created("user_1");
-    // Real ids, which grow with time.
+    // Real svix-ids, which increase over time.
     let (first, second) = ("msg_3MkanVVRAIHyG2zuO8wXTnU7ihi", "msg_3MkanX7JQGI3OEvXy204Stx1i6t");
     assert_eq!(world.deliver(&example.clone().svix(first)).await, Applied);
     assert_eq!(world.deliver(&example.clone().svix(second)).await, Unchanged);
@@ -1025,7 +1032,7 @@ async fn a_time_means_the_same_however_it_is_written(world: World) {
         assert_eq!(user.created_at, Some(at(signed_up)), "{created_at}");
         assert_eq!(user.profile[USER.field("last_sign_in_at")], Value::Time(at(signed_up)), "{created_at}");
         assert_eq!(user.updated_at, at(changed), "{updated_at}");
-        // Neither is in the way of what happened later.
+        // Neither notation blocks a later event.
         let later = Event::updated(&id, 0)
             .set("updated_at", changed + 1)
             .envelope("timestamp", changed + 1)
@@ -1055,7 +1062,7 @@ async fn a_value_that_cannot_be_read_keeps_what_is_stored_and_the_rest_is_applie
     assert_eq!(world.count("webhook_queue").await, 0);
 }
 
-/// The bytes in `webhook_queue`, as they are.
+/// The payload bytes in `webhook_queue`.
 async fn raw_payload(world: &World, svix_id: &str) -> Vec<u8> {
     let encoded = match world.keeper {
         Keeper::Postgres => "encode(payload, 'hex')",
@@ -1068,7 +1075,7 @@ async fn raw_payload(world: &World, svix_id: &str) -> Vec<u8> {
 
 async fn metadata_that_no_database_can_hold_freezes_nobody(world: World) {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    // More than an entry of an index can hold.
+    // Longer than an index entry can be.
     let incompressible: String = (0..2000).map(|_| rand::random::<u32>().to_string()).collect();
     let odd = [
         "1e400000".to_owned(),
@@ -1098,7 +1105,7 @@ async fn metadata_that_no_database_can_hold_freezes_nobody(world: World) {
     let event = Event::updated("user_1", 2000).set("unsafe_metadata", "MARK").replacing(r#""MARK""#, fits);
     assert_eq!(world.deliver(&event).await, Applied);
     assert_eq!(world.deliver(&event.again()).await, Unchanged);
-    // The same for a user never seen, and for an address.
+    // The same for a new user, and for an address.
     let new = Event::created("user_2").email(&incompressible);
     assert_eq!(world.deliver(&new).await, Applied);
     assert_eq!(world.text("user_2", user::EMAIL).await, None);
@@ -1106,7 +1113,7 @@ async fn metadata_that_no_database_can_hold_freezes_nobody(world: World) {
 }
 
 async fn a_field_that_an_index_of_the_application_cannot_hold_freezes_nobody(world: World) {
-    // Of a long text MariaDB and MySQL index no more than a beginning, which always fits.
+    // MariaDB and MySQL index only a prefix of a long text, which always fits.
     let first_name = "CREATE INDEX app_first_name ON users (first_name)";
     world.sql_of(first_name, first_name, "CREATE INDEX app_first_name ON users (first_name(100))").await;
     let nick = "CREATE INDEX app_nick ON users ((unsafe_metadata ->> 'nick'))";
@@ -1151,16 +1158,16 @@ async fn what_the_application_refuses_is_kept_and_tried_again(mut world: World) 
     assert_eq!(world.count("users").await + world.count("audit_log").await, 0);
 }
 
-/// Something that an application does to the table `users`, and that then fails whenever a row is written.
+/// A change that an application makes to the table `users`, after which every write of a row fails.
 struct Broken {
     what: &'static str,
     make: &'static str,
     mend: &'static str,
-    /// Its code, and what it is called.
+    /// The error code, and the name of the broken object.
     named: [&'static str; 2],
 }
 
-/// A function of a trigger, and the end of both. The trigger fires for every change.
+/// A trigger function with its trigger on every change, and the statements that drop them.
 macro_rules! trigger {
     ($what:literal, $body:literal, $named:expr) => {
         Broken {
@@ -1182,9 +1189,9 @@ const BROKEN_IN_POSTGRES: [Broken; 10] = [
     trigger!("a column is gone", "INSERT INTO notes (nick) VALUES (1);", ["42703", "function remember"]),
     trigger!("a function is gone", "PERFORM gone(1);", ["42883", "function remember"]),
     trigger!("a right is missing", "RAISE insufficient_privilege;", ["42501", "function remember"]),
-    trigger!("it divides by nothing", "PERFORM 1 / (SELECT count(*) FROM notes);", ["22012", "function remember"]),
-    trigger!("it runs out of patience with another server", "RAISE SQLSTATE '08001';", ["08001", "function remember"]),
-    trigger!("it speaks as a server that is full", "RAISE SQLSTATE '53300';", ["53300", "function remember"]),
+    trigger!("it divides by zero", "PERFORM 1 / (SELECT count(*) FROM notes);", ["22012", "function remember"]),
+    trigger!("it times out on another server", "RAISE SQLSTATE '08001';", ["08001", "function remember"]),
+    trigger!("it reports the error of a full server", "RAISE SQLSTATE '53300';", ["53300", "function remember"]),
     Broken {
         what: "a function in SQL reads a table that is gone",
         make: "CREATE TABLE gone (id bigint);
@@ -1194,7 +1201,7 @@ const BROKEN_IN_POSTGRES: [Broken; 10] = [
         named: ["42P01", "function known"],
     },
     Broken {
-        what: "a generated column divides by nothing",
+        what: "a generated column divides by zero",
         make: "ALTER TABLE users ADD COLUMN n int GENERATED ALWAYS AS (1 / (length(first_name) - 7)) STORED",
         mend: "ALTER TABLE users DROP COLUMN n",
         named: ["22012", "table users"],
@@ -1220,7 +1227,7 @@ const BROKEN_IN_SQLITE: [Broken; 2] = [
         named: ["(1)", "table users"],
     },
     Broken {
-        what: "it reads what is no JSON",
+        what: "it reads invalid JSON",
         make: "CREATE TRIGGER one AFTER INSERT ON users BEGIN SELECT json_extract('{', '$.a'); END;
                CREATE TRIGGER two AFTER UPDATE ON users BEGIN SELECT json_extract('{', '$.a'); END;
                CREATE TRIGGER three AFTER DELETE ON users BEGIN SELECT json_extract('{', '$.a'); END",
@@ -1229,7 +1236,7 @@ const BROKEN_IN_SQLITE: [Broken; 2] = [
     },
 ];
 
-/// A trigger on every change of a row, and the end of it.
+/// A trigger for each kind of change, and the statements that drop them.
 macro_rules! triggers {
     ($what:literal, $body:literal, $named:expr) => {
         triggers!($what, "", $body, $named)
@@ -1264,18 +1271,18 @@ const BROKEN_IN_MYSQL: [Broken; 7] = [
         ["(1142)", "table notes"]
     ),
     triggers!(
-        "it divides by nothing",
+        "it divides by zero",
         "SET SESSION sql_mode = @@sql_mode || ',ERROR_FOR_DIVISION_BY_ZERO'; ",
         "INSERT INTO notes VALUES (1 / 0)",
         ["(1365)", "table users"]
     ),
     triggers!(
-        "it writes to the table whose change it follows",
+        "it writes to the table that fired it",
         "UPDATE users SET username = NULL",
         ["(1442)", "table users"]
     ),
     Broken {
-        what: "a generated column has no room",
+        what: "a generated column overflows",
         make: "ALTER TABLE users ADD COLUMN n tinyint GENERATED ALWAYS AS (CASE WHEN first_name = 'Augusta' THEN 700 END) STORED",
         mend: "ALTER TABLE users DROP COLUMN n",
         named: ["(1264)", "column n"],
@@ -1291,7 +1298,7 @@ async fn broken(world: &World) -> &'static [Broken] {
     }
 }
 
-/// Why a delivery waits.
+/// Assert that the delivery waits and that its error names the broken object.
 async fn assert_is_named(world: &World, event: &Event, broken: &Broken) {
     let query = format!("SELECT state, last_error FROM webhook_queue WHERE svix_id = '{}'", event.svix_id);
     let parked = &world.rows(&query).await[0];
@@ -1325,7 +1332,7 @@ async fn what_the_application_has_broken_is_its_refusal_and_is_named(mut world: 
 }
 
 async fn a_deletion_that_the_application_has_broken_is_tried_again_until_it_works(mut world: World) {
-    // A row that is deleted does not compute its columns.
+    // Deleting a row does not compute its generated columns.
     let broken = broken(&world).await.iter().filter(|broken| !broken.make.contains("ALTER TABLE"));
     for broken in broken {
         world.deliver(&Event::created("user_1")).await;
@@ -1342,7 +1349,7 @@ async fn a_deletion_that_the_application_has_broken_is_tried_again_until_it_work
     }
 }
 
-/// Rights that a check or a default needs are named by nobody, so the server is asked for ours.
+/// The error does not name the privilege that a check or default lacks, so clerk-sync queries its own privileges.
 #[test]
 fn a_right_that_only_the_application_needs_is_its_refusal_and_one_that_we_need_is_not() {
     run(Keeper::Postgres, async |world: World| {
@@ -1369,7 +1376,7 @@ fn a_right_that_only_the_application_needs_is_its_refusal_and_one_that_we_need_i
     });
 }
 
-/// By a wait that nobody foresees, under a ceiling that doubles from 2 s to an hour.
+/// Assert that the wait is random, below a ceiling that doubles from 2 s up to an hour.
 fn assert_is_put_off(world: &World, parked: &Map<String, Json>, attempts: u32) {
     let wait = time(&parked["next_attempt_at"]) - world.now;
     let ceiling = TimeDelta::seconds(2_i64.pow(attempts.min(11)).min(3600));
@@ -1395,9 +1402,9 @@ async fn what_is_parked_is_applied_once_the_application_allows_it(mut world: Wor
     ];
     assert_eq!(world.deliver_all(&events).await, [Parked, Parked]);
     allow_names(&world).await;
-    // One comes again by Svix, the other is due for us.
+    // Svix redelivers the first one; our worker retries the other one.
     assert_eq!(world.deliver(&events[0]).await, Applied);
-    assert_eq!(world.drain().await, [], "not yet due");
+    assert_eq!(world.drain().await, [], "the retry is not due yet");
     world.pass(TimeDelta::seconds(2));
     assert_eq!(world.drain().await, [(events[1].svix_id.clone(), Applied)]);
     assert_eq!(world.count("webhook_queue").await, 0);
@@ -1408,7 +1415,7 @@ async fn what_is_parked_is_applied_once_the_application_allows_it(mut world: Wor
 async fn what_was_parked_and_recorded_at_once_leaves_the_queue_when_it_comes_again(world: World) {
     let event = Event::created("user_1");
     world.deliver(&event).await;
-    // As after two replicas that raced.
+    // The state that two racing replicas leave behind.
     world
         .sql(&format!(
             "INSERT INTO webhook_queue (svix_id, payload, state, attempts, received_at)
@@ -1464,7 +1471,7 @@ async fn parking_for_a_deleted_user_is_stale_and_keeps_nothing(world: World) {
     assert_eq!(world.deliver(&unusable).await, Stale);
     assert_eq!(world.count("webhook_queue").await, 0);
     assert_eq!(world.deliver(&unusable).await, Duplicate);
-    // The same for a user never seen.
+    // The same for a user that was never here.
     world.deliver(&Event::deleted("user_2", 1000)).await;
     assert_eq!(world.deliver(&Event::raw(r#"{"type":"","data":{"id":"user_2"}}"#)).await, Stale);
     assert_eq!(world.count("webhook_queue").await, 0);
@@ -1474,7 +1481,7 @@ async fn a_parked_event_that_became_old_is_stale_and_leaves_the_queue(mut world:
     refuse_name(&world, "Bad").await;
     let event = Event::updated("user_1", 1000).set("first_name", "Bad");
     assert_eq!(world.deliver(&event).await, Parked);
-    // Parking says nothing of the user: older news than that is still news.
+    // Parking does not change the version register, so an older event still applies.
     assert_eq!(world.deliver(&Event::created("user_1")).await, Applied);
     assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Unchanged);
     world.pass(TimeDelta::seconds(2));
@@ -1487,7 +1494,7 @@ async fn a_poisoned_delivery_in_a_batch_parks_alone(world: World) {
     refuse_name(&world, "Bad").await;
     let mut batch: Vec<Event> = (0..64).map(|n| Event::created(&format!("user_{n:02}"))).collect();
     batch[37] = batch[37].clone().set("first_name", "Bad");
-    // A repeat of what is parked is not processed either.
+    // A repeat of a parked delivery is not processed either.
     batch.push(batch[37].clone());
     batch.push(Event::raw("unusable"));
     batch.push(batch[36].clone());
@@ -1527,7 +1534,7 @@ async fn assert_anonymised(world: &World, id: &str) {
     assert_eq!(plain(&row["email"]), format!("deleted-{}@anonymized.local", plain(&row["id"])));
     assert_eq!(row["first_name"], "Deleted");
     assert_eq!(row["last_name"], "User");
-    // Of a row that resisted at first, since then.
+    // A row that could not be erased at first keeps the earlier time.
     assert!(time(&row["deleted_at"]) <= world.now);
     assert_eq!(time(&row["created_at"]), at(SIGN_UP));
     assert!(row["preferences"] == json!({}) || row["preferences"] == "{}");
@@ -1548,7 +1555,7 @@ async fn decides(world: World) {
     assert_anonymised(&world, "user_1").await;
     assert!(world.user("user_2").await.is_none());
     assert_eq!(world.audit().await[2..], ["USER_ANONYMIZED user_1", "USER_HARD_DELETED user_2"]);
-    // Nothing wakes them up again, and erasing again finds nothing to do.
+    // No event restores the users, and a second deletion has nothing to do.
     assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
     assert_eq!(world.deliver(&Event::deleted("user_1", 3000)).await, Stale);
     assert_anonymised(&world, "user_1").await;
@@ -1600,7 +1607,7 @@ async fn a_cascade_stays_the_applications_own_decision(world: World) {
 }
 
 async fn what_is_refused_for_one_of_many_holds_up_none_of_them(mut world: World) {
-    // Of three each: who can be deleted, who can only be anonymised, and who resists everything.
+    // Three groups of three: users that can be deleted, users that can only be anonymised, and users that can be neither.
     let ids: Vec<String> = (0..9).map(|number| format!("user_{number}")).collect();
     world.deliver_all(&ids.iter().map(|id| Event::created(id)).collect::<Vec<_>>()).await;
     orders(&world, "").await;
@@ -1694,7 +1701,7 @@ async fn a_trigger_that_changes_whose_row_it_is_parks_the_event(mut world: World
             "a constraint or trigger refused the change: a trigger of the application changes column clerk_id of table users"
         ]
     );
-    // Nor does a deletion say that it found nobody.
+    // A deletion must not report that the row was missing, either.
     assert_eq!(world.deliver(&Event::deleted("user_old", 1000)).await, Applied);
     assert_eq!(world.count("users").await, 0);
     let both = "DROP TRIGGER rename_i; DROP TRIGGER rename_u";
@@ -1749,7 +1756,7 @@ async fn the_policy_delete_never_anonymises(mut world: World) {
     assert!(world.user("user_2").await.is_none());
 }
 
-/// `user_1` is deleted at Clerk, and cannot be deleted here.
+/// Deliver the deletion of `user_1`, which the database refuses.
 async fn failing_deletion(world: &mut World) -> Event {
     world.deliver(&Event::created("user_1")).await;
     resist(world, &["user_1"]).await;
@@ -1760,7 +1767,7 @@ async fn failing_deletion(world: &mut World) -> Event {
 
 async fn a_failing_deletion_is_kept_without_personal_data_and_never_dies(mut world: World) {
     let deletion = failing_deletion(&mut world).await;
-    assert!(is_tombstone(&world, "user_1").await, "whatever happens, nothing may wake the user up");
+    assert!(is_tombstone(&world, "user_1").await, "no event may restore the user");
     assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
     for attempt in 1..=20 {
         let parked = world.parked().await;
@@ -1799,7 +1806,7 @@ async fn a_failing_deletion_succeeds_by_the_retry_loop_once_it_may(mut world: Wo
     assert_erased(&world).await;
 }
 
-/// What could not be taken out is, in the way that is the policy.
+/// Assert that the user is now erased in the way that the policy prescribes.
 async fn assert_erased(world: &World) {
     let (action, rows) = match world.rules.deletion {
         DeletionPolicy::Anonymize => ("USER_ANONYMIZED user_1", 1),
@@ -1839,7 +1846,7 @@ async fn a_user_who_can_be_neither_deleted_nor_anonymised_is_tried_again(mut wor
     assert!(is_tombstone(&world, "user_1").await);
     assert_eq!(world.parked().await["state"], "pending");
     assert_eq!(world.deliver(&Event::updated("user_1", 2000)).await, Stale);
-    // Another message about the same deletion tries as well, and both end with the row.
+    // A second message about the same deletion is tried too, and both leave the queue with the erasure.
     let again = deletion.again();
     assert_eq!(world.deliver(&again).await, Parked);
     allow_nameless(&world).await;
@@ -1870,7 +1877,7 @@ async fn a_repeat_of_a_deletion_that_fails_is_parked_too(mut world: World) {
     world.deliver(&Event::created("user_1")).await;
     resist(&mut world, &["user_1"]).await;
     let deletion = Event::deleted("user_1", 1000);
-    // An answer of `duplicate` would say that it is done.
+    // `duplicate` would claim that the deletion is done.
     assert_eq!(world.deliver_all(&[deletion.clone(), deletion.clone()]).await, [Parked, Parked]);
     assert_eq!(world.deliver(&deletion).await, Parked);
 }
@@ -1884,7 +1891,7 @@ async fn a_poisoned_update_beside_the_deletion_leaves_nothing(world: World) {
         Event::deleted("user_1", 2000),
         Event::updated("user_1", 3000).set("first_name", "Bad"),
     ];
-    // What is unusable is looked at after the rest.
+    // Unusable events are processed after the others.
     assert_eq!(world.deliver_all(&batch).await, [Applied, Parked, Stale, Applied, Stale]);
     assert_eq!(world.count("users").await + world.count("webhook_queue").await, 0);
     assert_eq!(world.count("audit_actors").await, 0);
@@ -1905,7 +1912,7 @@ async fn anonymize_columns_are_emptied(mut world: World) {
     let rows = world.rows("SELECT \"nick Name\" AS nick, score FROM users ORDER BY clerk_id").await;
     assert_eq!((&rows[0]["nick"], &rows[0]["score"]), (&json!(null), &json!(7)));
     assert_eq!((&rows[1]["nick"], &rows[1]["score"]), (&json!("Countess"), &json!(7)));
-    // What does not exist, and what is ours, is refused at the start.
+    // Columns that do not exist, and our own columns, are refused at the start.
     let refused: &[&str] = if world.keeper == Keeper::Mongodb { &["email"] } else { &["missing", "email"] };
     for name in refused.iter().copied() {
         let error = world.open_anonymizing(&[name]).await.migrate().await.unwrap_err();
@@ -1914,7 +1921,7 @@ async fn anonymize_columns_are_emptied(mut world: World) {
     }
 }
 
-/// A life that leaves traces everywhere, and then the deletion.
+/// Events that leave traces of a user in every table, followed by the deletion.
 async fn erase_a_full_life(world: &World) {
     let attributes = json!({ "http_request": { "client_ip": "198.51.100.77", "user_agent": "Loom/9" } });
     world.deliver(&Event::created("user_1").envelope("event_attributes", attributes.clone())).await;
@@ -1923,13 +1930,13 @@ async fn erase_a_full_life(world: &World) {
     world.deliver(&Event::created("user_12").set("first_name", "Charles").email("charles@example.com")).await;
     refuse_name(world, "Bad").await;
     let parked = [
-        // Refused by the application; unusable; of no known user but with the id in it, at the end or in between.
+        // Refused by the application; unusable; for an unknown user, with the id at the end or in the middle.
         Event::updated("user_1", 2000).set("first_name", "Bad").set("last_name", "Byron"),
         Event::raw(r#"{"type":7,"data":{"id":"user_1","first_name":"Ada"}}"#),
         Event::raw(r#"{"data":{"id":"user_1","first_name":"Ada"}}"#),
         Event::raw("Ada Lovelace is user_1"),
         Event::raw(b"\xff\x00 user_1,Ada".to_vec()),
-        // Of others, whose ids only contain this one.
+        // About other users, whose ids only contain this one.
         Event::raw(r#"{"data":{"id":"user_12","first_name":"Charles"}}"#),
         Event::raw(r#"{"data":{"id":"superuser_1","first_name":"Charles"}}"#),
     ];
@@ -1938,7 +1945,7 @@ async fn erase_a_full_life(world: &World) {
     let left = world.column("SELECT svix_id FROM webhook_queue ORDER BY svix_id").await;
     assert_eq!(left, [parked[5].svix_id.clone(), parked[6].svix_id.clone()]);
     assert_nothing_remains(world).await;
-    // Whatever comes late brings nothing back.
+    // Late events restore nothing.
     for event in &parked[..2] {
         assert_eq!(world.deliver(event).await, Stale);
     }
@@ -1982,7 +1989,7 @@ async fn nothing_of_an_anonymised_user_remains(mut world: World) {
         world.rules.deletion = DeletionPolicy::Anonymize;
     }
     orders(&world, "").await;
-    // The order comes with the user, so that the row has to stay.
+    // A trigger inserts an order with each user, so the row must stay.
     world
         .sql_of(
             "CREATE FUNCTION buy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -2017,7 +2024,7 @@ async fn a_row_is_given_with_its_number_and_what_the_application_keeps_in_it(wor
     assert_eq!(preferences, json!({ "theme": "dark" }));
     assert_eq!(world.store.row(&clerk_id("user_1")).await.unwrap().unwrap().preferences.unwrap(), "{}");
     assert!(world.store.row(&clerk_id("USER_1")).await.unwrap().is_none());
-    // Who was anonymised is still there, for those who ask for the row itself.
+    // An anonymised user's row still exists for callers that ask for it.
     orders(&world, "").await;
     order(&world, 1, "user_1").await;
     erase(&world, &[Event::deleted("user_1", 1000)], &[]).await;
@@ -2029,7 +2036,7 @@ async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(
     orders(&world, "").await;
     let names: Vec<String> = (0..23).map(|n| format!("user_{n:02}")).collect();
     world.deliver_all(&names.iter().map(|name| Event::created(name)).collect::<Vec<_>>()).await;
-    // Gone before the walk: one row that is no more, and one that is anonymous.
+    // Erased before the walk: one row is anonymised, the other is deleted.
     order(&world, 1, "user_03").await;
     erase(&world, &[Event::deleted("user_03", 1000)], &[Event::deleted("user_04", 1000)]).await;
 
@@ -2041,7 +2048,7 @@ async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(
         assert!(page.len() <= 5);
         ids.extend(page.iter().map(|row| row.id));
         met.extend(page.iter().map(|row| row.object.clerk_id.to_string()));
-        // Somebody new, an update of somebody met, and the deletion of somebody met.
+        // Create a user, update a user that was already listed, and delete another listed user.
         if met.len() <= 15 {
             let new = Event::created(&format!("new_{}", met.len()));
             let update = Event::updated(&met[0], 2000).set("first_name", format!("Ada {}", met.len()));
@@ -2051,7 +2058,7 @@ async fn a_walk_through_the_pages_meets_everybody_once_while_others_come_and_go(
     let here: Vec<&String> =
         names.iter().filter(|name| !["user_03", "user_04"].contains(&&***name)).collect();
     let old: Vec<&String> = met.iter().filter(|name| name.starts_with("user_")).collect();
-    assert_eq!(old, here, "each once, in the order in which they came");
+    assert_eq!(old, here, "each user once, in insertion order");
     assert!(ids.is_sorted());
     let all: Vec<_> = tally(met).into_values().collect();
     assert!(all.iter().all(|times| *times == 1), "{all:?}");
@@ -2079,15 +2086,15 @@ async fn an_address_is_found_in_any_case_and_never_that_of_a_deleted_user(world:
     assert_eq!(both.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["user_1", "user_2"]);
     assert_eq!(found("shared@example.com", None, 1).await, both[..1]);
     assert_eq!(found("shared@example.com", Some(both[0].0), 10).await, both[1..]);
-    // Whole addresses only, and no patterns.
+    // Only whole addresses match, and patterns are not interpreted.
     for address in ["shared@example.co", "hared@example.com", "%", "shared_example.com", ""] {
         assert_eq!(found(address, None, 10).await, [], "{address}");
     }
     let anonymous = world.value("SELECT email FROM users WHERE clerk_id = 'user_3'").await;
-    assert_eq!(found(&anonymous, None, 10).await, [], "an anonymous address is nobody's");
+    assert_eq!(found(&anonymous, None, 10).await, [], "the address of an anonymised user is not found");
 }
 
-/// Sign-ups at these times, and one at no known time.
+/// Create users with these sign-up times, and one without a known time.
 async fn sign_up(world: &World, times: &[&str]) {
     for (number, time) in times.iter().enumerate() {
         let time = utc(time).timestamp_millis();
@@ -2106,7 +2113,7 @@ async fn signups(world: &World, bucket: Bucket, from: Option<&str>, to: Option<&
 }
 
 async fn signups_are_counted_by_day_week_and_month_in_utc(world: World) {
-    // 2026-01-05 is a Monday, 2025-12-29 the one before.
+    // 2026-01-05 is a Monday; the Monday before it is 2025-12-29.
     let times = [
         "2025-12-31T23:59:59.999Z",
         "2026-01-01T00:00:00.000Z",
@@ -2127,7 +2134,7 @@ async fn signups_are_counted_by_day_week_and_month_in_utc(world: World) {
         signups(&world, Bucket::Month, None, None).await,
         ["2025-12-01 1", "2026-01-01 5", "2026-02-01 1"]
     );
-    // As the view has it, of those as well who are anonymous by now.
+    // As in the view, users that are anonymised by now are counted too.
     orders(&world, "").await;
     order(&world, 1, "user_0").await;
     erase(&world, &[Event::deleted("user_0", 1000)], &[Event::deleted("user_1", 1000)]).await;
@@ -2161,7 +2168,7 @@ async fn what_is_handed_to_the_committer_is_answered_and_finished(world: World) 
             answers.push(committer.submit(world.delivery(&event), Instant::now()).unwrap());
         }
     }
-    // Nobody waits for these any more, which cancels nothing.
+    // The callers of these requests are gone, but the requests are still processed.
     answers.truncate(100);
     lanes.finish().await;
     for answer in answers {
@@ -2201,11 +2208,11 @@ async fn the_upkeep_forgets_what_is_old(mut world: World) {
 async fn the_room_that_the_database_takes_up_is_known(world: World) {
     let space = world.store.space().await.unwrap();
     assert!(space.taken > 10_000, "{space:?}");
-    // Of a server's disk nothing is known here.
+    // The free space of a server's disk is unknown.
     assert_eq!(space.free.is_some_and(|free| free > 0), world.keeper == Keeper::Sqlite, "{space:?}");
 }
 
-/// Every verb that writes, in one transaction.
+/// Call every operation that writes, in one transaction.
 async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, version: i64) {
     let id = clerk_id("user_1");
     let record = Record {
@@ -2266,7 +2273,7 @@ async fn a_commit_is_all_or_nothing(world: World) {
 
     let mut committed = world.store.begin(Patience::Normal).await.unwrap();
     write_everything(&mut *committed, &id, SIGN_UP).await;
-    assert_eq!(world.dump().await, [""; 0], "nobody sees what is not committed");
+    assert_eq!(world.dump().await, [""; 0], "uncommitted changes are invisible");
     committed.commit().await.unwrap();
     assert_eq!(world.dump().await.len(), 5);
 }
@@ -2305,14 +2312,18 @@ async fn after_the_deadline_nothing_is_done(world: World) {
 
 async fn a_deletion_that_one_key_refuses_takes_nothing_along_by_another(world: World) {
     world.deliver_all(&[Event::created("user_a"), Event::created("user_b")]).await;
-    // The keys are asked in the order in which they were made.
+    // Foreign keys are checked in the order of their creation.
     pointing(&world, "carts", "clerk_id", "users", "ON DELETE CASCADE").await;
     orders(&world, "").await;
     world.sql("INSERT INTO carts (id, clerk_id) VALUES (1, 'user_a'), (2, 'user_b')").await;
     order(&world, 1, "user_a").await;
     world.deliver_all(&[Event::deleted("user_a", 1000), Event::deleted("user_b", 1000)]).await;
     assert_eq!(world.column("SELECT clerk_id FROM users WHERE deleted_at IS NOT NULL").await, ["user_a"]);
-    assert_eq!(world.column("SELECT clerk_id FROM carts").await, ["user_a"], "user_b is gone with theirs");
+    assert_eq!(
+        world.column("SELECT clerk_id FROM carts").await,
+        ["user_a"],
+        "the cart of user_b is deleted with the user"
+    );
     assert_eq!(world.count("orders").await, 1);
 }
 
@@ -2344,7 +2355,7 @@ async fn somebody_elses_lock_loses_nothing(world: World) {
         (1..=2).map(|n| Event::updated(&format!("user_{n}"), 1000).set("first_name", "Augusta")).collect();
     let results = world.try_deliver_all(&batch).await;
     if world.locks_rows() {
-        // Only who is locked has to wait.
+        // Only the locked user's event must wait.
         assert_eq!(results[0].as_ref().unwrap_err().kind, ErrorKind::Locked);
         assert_eq!(results[1], Ok(Applied));
     } else {
@@ -2366,7 +2377,7 @@ async fn what_others_wrote_while_a_user_was_waited_for_is_seen(world: World) {
     holder.advance(&[advance("user_1", SIGN_UP + 1000, false)]).await.unwrap();
     holder.update(&[row], &selection).await.unwrap();
 
-    // It says nothing of the first name.
+    // The event does not contain the first name.
     let next = Event::updated("user_1", 2000).without("first_name").set("last_name", "King");
     let (store, delivery) = (Arc::clone(&world.store), world.delivery(&next));
     let (rules, now) = (world.rules.clone(), world.now);
@@ -2383,7 +2394,7 @@ async fn what_others_wrote_while_a_user_was_waited_for_is_seen(world: World) {
     );
 }
 
-/// Somebody has locked this user; on SQLite that is the whole database.
+/// Lock this user from another process; on SQLite that locks the whole database.
 async fn locked(world: &World, user: &str) -> (Arc<dyn Store>, Box<dyn Transaction>) {
     world.deliver(&Event::created(user)).await;
     let other = world.open().await;
@@ -2412,7 +2423,7 @@ async fn what_is_locked_is_held_in_a_room_of_a_size_until_it_is_free(world: Worl
                 break;
             }
         }
-        // Until the first one is held, nobody knows of any trouble.
+        // The committer does not notice the lock before it holds the first request.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(answers.len() >= 3, "{}", answers.len());
@@ -2445,7 +2456,7 @@ async fn what_stays_locked_is_put_into_the_queue_if_it_can_be(mut world: World) 
             ("user.deleted".into(), "pending".into())
         );
         let error = plain(&kept[1]["last_error"]);
-        // Of MySQL, who did not wait at all says 3572.
+        // MySQL reports 3572 for an attempt that did not wait.
         let is_told = ["55P03", "1205", "3572", "112"]
             .iter()
             .any(|code| error.starts_with(&format!("another session holds a lock for too long ({code})")));
@@ -2503,7 +2514,7 @@ async fn migrating_again_does_nothing(world: World) {
     assert_eq!(world.dump().await, before);
 }
 
-/// A database as the migrations up to this number left it.
+/// A database after the migrations up to this number.
 async fn as_of(keeper: Keeper, version: i64) -> World {
     let world = bare(keeper).await;
     let text = world.id_type();
@@ -2577,7 +2588,7 @@ async fn a_database_of_every_version_before_is_brought_up_to_date(world: World) 
 }
 
 async fn a_table_that_somebody_else_has_is_named_also_by_an_upgrade(world: World) {
-    // On MariaDB and MySQL no version is older than the one that makes all tables.
+    // On MariaDB and MySQL, one migration creates all tables, so no earlier version exists.
     let old = as_of(world.keeper, 14).await;
     old.sql("CREATE TABLE organizations (id INTEGER PRIMARY KEY, title TEXT)").await;
     let error = old.store.migrate().await.unwrap_err();
@@ -2598,7 +2609,7 @@ async fn a_store_is_ready_once_it_is_migrated(world: World) {
     assert_eq!(fresh.store.ready().await, Ok(Readiness::Ready));
 }
 
-/// A world with a schema, but without our tables.
+/// A world with a schema, but without tables.
 async fn bare(keeper: Keeper) -> World {
     let world = World::new(keeper).await.unwrap();
     if keeper == Keeper::Postgres {
@@ -2695,12 +2706,16 @@ async fn old_processed_ids_are_forgotten_and_no_others(mut world: World) {
     let new = Event::created("user_9");
     world.deliver(&new).await;
     let before = world.now - TimeDelta::days(29);
-    assert_eq!(world.store.prune(Old::Processed, at(NOW), 100).await, Ok(0), "not older than itself");
+    assert_eq!(
+        world.store.prune(Old::Processed, at(NOW), 100).await,
+        Ok(0),
+        "a row at the limit is not older than it"
+    );
     assert_eq!(world.store.prune(Old::Processed, before, 3).await, Ok(3));
     assert_eq!(world.store.prune(Old::Processed, before, 3).await, Ok(2));
     assert_eq!(world.store.prune(Old::Processed, before, 3).await, Ok(0));
     assert_eq!(world.column("SELECT svix_id FROM processed_webhooks").await, [new.svix_id]);
-    // Even then the register knows better.
+    // The version register still detects the old delivery.
     assert_eq!(world.deliver(&old[0]).await, Stale);
 }
 
@@ -2729,7 +2744,7 @@ async fn the_newest_deliveries_come_first(mut world: World) {
         before = Some((last.processed_at, last.svix_id.clone()));
         walked.extend(ids(&page));
     }
-    assert_eq!(walked, sent, "also where several were processed at once");
+    assert_eq!(walked, sent, "including deliveries that were processed at the same time");
 
     let event_type = Some("user.deleted".to_owned());
     let deletions = newest(DeliveryFilter { event_type, ..DeliveryFilter::default() }, 5).await;
@@ -2775,7 +2790,7 @@ async fn what_was_answered_is_counted_by_the_minute(world: World) {
     assert_eq!(world.count("activity").await, 2);
 }
 
-/// A table as Prisma or Drizzle makes it, and one without ids.
+/// Create a table as Prisma or Drizzle would, with some rows that have no Clerk id.
 async fn with_tables_of_an_application(world: &World) {
     world
         .sql_of(
@@ -2791,7 +2806,7 @@ async fn with_tables_of_an_application(world: &World) {
                INSERT INTO "User" VALUES
                ('c1', 'user_b', '', 1, '2025-12-31T00:00:00.123'), ('c2', 'user_B', NULL, 0, NULL),
                ('c3', 'user_2d0000000000000000000000006', 'x', NULL, NULL), ('c4', NULL, NULL, NULL, NULL), ('c5', '', NULL, NULL, NULL)"#,
-            // Without regard to case, as these servers compare where nobody says otherwise.
+            // The column compares without regard to case, which is the default of these servers.
             r#"CREATE TABLE "User" (
                    id varchar(191) PRIMARY KEY, "clerkId" varchar(255), bio text, "isDeleted" boolean, "createdAt" datetime(3)
                );
@@ -2835,15 +2850,15 @@ async fn a_table_of_an_application_is_read_page_by_page_in_the_order_of_its_ids(
         table: name_of(&world, "User"),
         id: "clerkId".to_owned(),
         columns: vec!["bio".to_owned(), "createdAt".to_owned()],
-        condition: Some("\"isDeleted\" AND 1 = 1 -- whoever is gone".to_owned()),
+        condition: Some("\"isDeleted\" AND 1 = 1 -- deleted users".to_owned()),
     };
     let rows = world.store.foreign_rows(&reading, None, 10).await.unwrap();
     let ids: Vec<_> = rows.iter().map(|row| (row.id.as_str(), row.meets_condition)).collect();
-    // In the order of bytes: upper case comes first. Without an id it is nobody's.
+    // Byte order: upper case comes first. Rows without an id are left out.
     assert_eq!(ids, [("user_2d0000000000000000000000006", false), ("user_B", false), ("user_b", true)]);
     assert_eq!(serde_json::to_string(&rows[0].values).unwrap(), r#"{"bio":"x","createdAt":null}"#);
     let time = rows[2].values["createdAt"].as_str().unwrap().replace(' ', "T");
-    assert_eq!(time.trim_end_matches('0'), "2025-12-31T00:00:00.123", "and no zone is made up");
+    assert_eq!(time.trim_end_matches('0'), "2025-12-31T00:00:00.123", "no time zone is added");
     let first = world.store.foreign_rows(&reading, None, 2).await.unwrap();
     let second = world.store.foreign_rows(&reading, Some(&first[1].id), 2).await.unwrap();
     assert_eq!((second.len(), second[0].id.as_str()), (1, "user_b"));

@@ -1,4 +1,4 @@
-//! The durable queue: what every keeper promises of deliveries that wait, and what becomes of them.
+//! The durable queue: what every backend promises about waiting deliveries, and how workers process them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +44,7 @@ promises! {
     a_worker_finds_what_comes_late_though_nobody_calls_it,
     what_is_retried_is_found_wherever_the_frontier_is,
 
-    // Working.
+    // Processing.
     one_in_a_hundred_is_poison_and_the_others_are_applied,
     a_field_that_can_never_be_stored_is_left_out_and_the_rest_applied,
     a_failing_delivery_is_dead_after_its_last_attempt_and_applied_by_a_retry_once_it_may,
@@ -56,7 +56,7 @@ promises! {
     an_erasure_takes_along_what_waits_of_its_user,
     nothing_of_what_was_worked_on_remains_in_the_queue,
 
-    // Around it.
+    // Committer and upkeep.
     workers_are_called_by_the_committer_and_finish_at_the_shutdown,
     the_length_of_the_queue_is_told_by_state_and_since_when_it_is_due,
     the_queue_is_listed_by_state_and_type_in_pages,
@@ -108,7 +108,7 @@ async fn what_is_not_about_users_is_recorded_at_once_and_what_nobody_can_use_is_
     assert_eq!(outcome(&world, &session).await, "ignored");
     assert_eq!(world.enqueue(&batch).await, [Duplicate, Parked, Queued]);
     assert_eq!(world.value("SELECT state FROM webhook_queue WHERE clerk_id IS NULL").await, "dead");
-    // Its type says what it is about.
+    // The event's type gives the kind.
     let nameless = |event_type| Event::about(event_type, serde_json::json!({ "id": null }), 0);
     let nameless = [nameless("user.created"), nameless("organization.created")];
     world.rules.selection = world.rules.selection.with(&ORGANIZATION, FieldSet::ALL);
@@ -119,13 +119,13 @@ async fn what_is_not_about_users_is_recorded_at_once_and_what_nobody_can_use_is_
     world
         .sql("DELETE FROM webhook_queue WHERE kind = 'organization' OR kind = 'user' AND state = 'dead'")
         .await;
-    // Of somebody who is deleted nothing is kept.
+    // Nothing about a deleted user is kept.
     world.drain().await;
     world.enqueue(&[Event::deleted("user_1", 1000)]).await;
     world.drain().await;
     let unusable = Event::raw(r#"{"data":{"id":"user_1","first_name":"Ada"}}"#);
     assert_eq!(world.enqueue(&[unusable]).await, [Stale]);
-    assert_eq!(world.count("webhook_queue").await, 1, "what names nobody");
+    assert_eq!(world.count("webhook_queue").await, 1, "only the delivery that names no user is left");
 }
 
 async fn what_was_worked_on_is_a_duplicate_and_what_waits_stays_as_it_is(mut world: World) {
@@ -149,7 +149,7 @@ async fn a_dead_delivery_that_comes_again_is_revived(mut world: World) {
     assert_eq!(world.parked().await["state"], "dead");
     allow_names(&world).await;
     world.pass(TimeDelta::days(1));
-    assert_eq!(world.drain().await, [], "the dead are left alone");
+    assert_eq!(world.drain().await, [], "workers leave dead letters alone");
     assert_eq!(world.enqueue(&[event.clone(), Event::created("user_2")]).await, [Queued, Queued]);
     let query = format!("SELECT state, attempts FROM webhook_queue WHERE svix_id = '{}'", event.svix_id);
     let revived = &world.rows(&query).await[0];
@@ -171,7 +171,7 @@ async fn what_somebody_works_on_is_free_at_once_when_they_die(world: World) {
     let mut working = world.store.begin(Patience::Normal).await.unwrap();
     assert_eq!(working.claim(BEGINNING..=world.now, 3, u64::MAX).await.unwrap().len(), 3);
     if world.locks_rows() {
-        // Nobody waits for them, nor gets what is theirs.
+        // Other workers skip the claimed deliveries instead of waiting for them.
         let other = world.open().await;
         let mut others = other.begin(Patience::Short).await.unwrap();
         let ids: Vec<SvixId> = events.iter().map(svix_id).collect();
@@ -181,7 +181,7 @@ async fn what_somebody_works_on_is_free_at_once_when_they_die(world: World) {
         assert_eq!(others.claim_these(&ids, world.now).await.unwrap().len(), 2);
         others.rollback().await;
     }
-    // As if the process were gone.
+    // As if the process had died.
     drop(working);
     world.wait_until_idle().await;
     let done = world.drain().await;
@@ -202,7 +202,7 @@ async fn two_workers_share_what_waits_and_do_nothing_twice(world: World) {
             let mut done = Vec::new();
             while world.count("webhook_queue").await > 0 {
                 let drained = world.drain_once(&*store).await;
-                // One writer may have to wait for another for too long.
+                // A writer may have to wait too long for another one.
                 assert!(drained.trouble.is_none_or(|error| error.kind == ErrorKind::Unavailable));
                 done.extend(drained.deliveries.into_iter().map(|worked| worked.svix_id));
             }
@@ -232,7 +232,7 @@ async fn a_claim_is_bounded_in_number_and_in_bytes(world: World) {
     let first = transaction.claim(BEGINNING..=world.now, 1, 1).await.unwrap().remove(0);
     assert_eq!(first.payload.len(), events[0].body().len());
     transaction.rollback().await;
-    // More than one transaction takes.
+    // More than one transaction processes.
     let many: Vec<Event> =
         (0..20).map(|n| Event::created(&format!("user_{n:02}")).set("ignored", large.as_str())).collect();
     world.enqueue(&many).await;
@@ -256,7 +256,7 @@ async fn what_is_put_off_is_not_due_before_its_time(mut world: World) {
     assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
 }
 
-/// What somebody knows who has found the first delivery or message at this time, by a look that took so long.
+/// A frontier that a search of this duration has set to this time, where the first delivery or message is due.
 pub(crate) fn knowing(first: DateTime<Utc>, took: Duration) -> Frontier {
     let (frontier, ended) = (Frontier::default(), Instant::now());
     let look = frontier.look(first, ended.checked_sub(took).unwrap());
@@ -264,7 +264,7 @@ pub(crate) fn knowing(first: DateTime<Utc>, took: Duration) -> Frontier {
     frontier
 }
 
-/// The second is due an hour before the first.
+/// Store two events; the second one is due an hour before the first.
 async fn one_that_comes_late(world: &mut World) -> [Event; 2] {
     let events = ["user_1", "user_2"].map(Event::created);
     world.enqueue(&events[..1]).await;
@@ -305,7 +305,7 @@ async fn a_worker_finds_what_comes_late_though_nobody_calls_it(mut world: World)
     let working = tokio::spawn(worker.run(shutdown.clone()));
     let deadline = Instant::now() + Duration::from_secs(20);
     while world.user("user_2").await.is_none() {
-        assert!(Instant::now() < deadline, "nobody looks");
+        assert!(Instant::now() < deadline, "the worker never found the delivery");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     shutdown.cancel();
@@ -330,7 +330,7 @@ async fn what_is_retried_is_found_wherever_the_frontier_is(mut world: World) {
     assert_eq!(drained.deliveries.len(), 1, "{drained:?}");
 }
 
-/// How many entries of the index of due times were read so far, also of deliveries that are gone, when it was searched so often.
+/// Wait until the index of due times was searched this often. Returns the entries read so far, including those of deleted rows.
 async fn entries_read(world: &World, searched: usize) -> u64 {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -369,14 +369,14 @@ fn beside_an_old_snapshot_a_turn_reads_nothing_of_the_deliveries_that_are_gone()
             let known = knowing(world.now, Duration::from_secs(3));
             let frontier = if number == 0 { &frontier } else { &known };
             assert_eq!(world.drain_from(&*store, frontier).await.deliveries.len(), 1);
-            // A session tells what it did when it ends.
+            // A session reports its statistics when it ends.
             store.close().await;
             read.push(entries_read(&world, 2 * (number + 1)).await);
         }
         let [first, second, third] = read[..] else { panic!("{read:?}") };
-        assert!(first >= GONE, "{first}: the look from the beginning reads all of them");
-        assert!(first < 2 * GONE, "{first}: the claim behind it does not");
-        assert!(third - first < 200, "{first}, {second}, {third}: the others read none of them");
+        assert!(first >= GONE, "{first}: the search from the beginning reads all deleted entries");
+        assert!(first < 2 * GONE, "{first}: the claim that follows does not");
+        assert!(third - first < 200, "{first}, {second}, {third}: the other turns read none of them");
         drop(snapshot);
     });
 }
@@ -417,7 +417,7 @@ async fn one_in_a_hundred_is_poison_and_the_others_are_applied(mut world: World)
 async fn a_field_that_can_never_be_stored_is_left_out_and_the_rest_applied(world: World) {
     let nick = "CREATE INDEX app_nick ON users ((unsafe_metadata ->> 'nick'))";
     world.sql_of(nick, "SELECT 1", "SELECT 1").await;
-    // More than an entry of an index can hold.
+    // Longer than an index entry can be.
     let incompressible: String = (0..2000).map(|_| rand::random::<u32>().to_string()).collect();
     let odd = Event::created("user_1")
         .set("public_metadata", "MARK")
@@ -456,7 +456,7 @@ async fn a_failing_delivery_is_dead_after_its_last_attempt_and_applied_by_a_retr
     act::<Waiting>(&*world.store, &Which::These(vec![svix_id(&event)]), Deed::Retry, false, world.now)
         .await
         .unwrap();
-    assert_eq!(plain(&world.parked().await["attempts"]), "0", "it gets all its attempts again");
+    assert_eq!(plain(&world.parked().await["attempts"]), "0", "all its attempts are available again");
     assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
     assert_eq!(world.count("webhook_queue").await, 0);
 }
@@ -478,7 +478,11 @@ async fn later_news_of_the_same_user_pass_by_a_poisoned_one(mut world: World) {
     assert_eq!(world.text("user_1", user::FIRST_NAME).await.unwrap(), "Augusta");
     assert_eq!(plain(&world.parked().await["svix_id"]), batch[1].svix_id);
     world.pass(TimeDelta::hours(1));
-    assert_eq!(world.drain().await, [(batch[1].svix_id.clone(), Stale)], "it is superseded, and gone");
+    assert_eq!(
+        world.drain().await,
+        [(batch[1].svix_id.clone(), Stale)],
+        "it is superseded, and leaves the queue"
+    );
     assert_eq!(world.count("webhook_queue").await, 0);
 }
 
@@ -534,7 +538,7 @@ async fn a_locked_user_holds_up_nobody_else(mut world: World) {
         assert_eq!(world.drain().await, [(updates[17].svix_id.clone(), Parked)]);
         assert_eq!(world.parked().await["state"], "pending");
     } else {
-        // One writer: nothing is done, and nothing counted.
+        // SQLite has a single writer: nothing is processed, and no attempt is counted.
         assert_eq!(drained.trouble.unwrap().kind, ErrorKind::Unavailable);
         assert_eq!(world.value("SELECT max(attempts) AS n FROM webhook_queue").await, "0");
     }
@@ -545,7 +549,7 @@ async fn a_locked_user_holds_up_nobody_else(mut world: World) {
 }
 
 async fn the_signature_may_be_old_by_the_time_it_is_worked_on(mut world: World) {
-    // Its time is too far ahead to be true, and stays so: what it means does not depend on when it is worked on.
+    // Its time is too far ahead to be accepted, and stays so: the result does not depend on the time of processing.
     let ahead = Event::created("user_1").set("updated_at", NOW + 2 * 86_400_000);
     world.enqueue(std::slice::from_ref(&ahead)).await;
     world.pass(TimeDelta::days(7));
@@ -583,11 +587,11 @@ async fn an_erasure_takes_along_what_waits_of_its_user(mut world: World) {
     assert_eq!(states, ["dead", "pending"]);
     let deletion = Event::deleted("user_1", 3000);
     world.enqueue(&[deletion.clone(), bad(4000)]).await;
-    // What comes after it in the same portion is stale by then.
+    // The delivery after it in the same batch is stale by then.
     assert_eq!(world.drain().await[0], (deletion.svix_id, Applied));
     assert_eq!((world.count("users").await, world.count("webhook_queue").await), (0, 0));
 
-    // What another worker holds at that moment is theirs: nobody waits, and nothing of it stays.
+    // A delivery that another worker has claimed is skipped: the erasure does not wait, and nothing of the user remains.
     if world.locks_rows() {
         world.enqueue(&[Event::created("user_2")]).await;
         world.drain().await;
@@ -599,7 +603,7 @@ async fn an_erasure_takes_along_what_waits_of_its_user(mut world: World) {
         world.enqueue(&[Event::deleted("user_2", 2000)]).await;
         let began = Instant::now();
         assert_eq!(world.drain().await.len(), 1);
-        assert!(began.elapsed() < Duration::from_secs(1), "it waited for {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(1), "the erasure waited for {:?}", began.elapsed());
         working.rollback().await;
         assert_eq!(world.drain().await, [(held.svix_id, Stale)]);
         assert_eq!(world.count("webhook_queue").await, 0);
@@ -611,7 +615,7 @@ async fn nothing_of_what_was_worked_on_remains_in_the_queue(world: World) {
     let event = Event::created("user_1").set("passkeys", secret);
     world.enqueue(std::slice::from_ref(&event)).await;
     if world.keeper == Keeper::Sqlite {
-        assert!(world.files_contain(secret), "or this test sees nothing");
+        assert!(world.files_contain(secret), "otherwise this test proves nothing");
     }
     assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
     assert_eq!(world.count("webhook_queue").await, 0);
@@ -640,7 +644,7 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
         assert_eq!(answer.await.unwrap(), Ok(Queued));
         let deadline = Instant::now() + Duration::from_secs(10);
         while world.user(&format!("user_{number}")).await.is_none() {
-            assert!(Instant::now() < deadline, "nobody works");
+            assert!(Instant::now() < deadline, "the worker never processed the delivery");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -649,7 +653,7 @@ async fn workers_are_called_by_the_committer_and_finish_at_the_shutdown(mut worl
     let last = committer.submit(world.delivery(&Event::created("user_9")), Instant::now()).unwrap();
     assert_eq!(last.await.unwrap(), Ok(Queued));
     lanes.finish().await;
-    assert_eq!(world.count("webhook_queue").await, 1, "nobody works any more");
+    assert_eq!(world.count("webhook_queue").await, 1, "no worker runs any more");
 }
 
 async fn the_length_of_the_queue_is_told_by_state_and_since_when_it_is_due(mut world: World) {
@@ -666,7 +670,7 @@ async fn a_thousand_deliveries_are_retried_and_discarded_by_their_ids(mut world:
     let events: Vec<Event> = (0..1000).map(|number| Event::raw(format!("unusable {number}"))).collect();
     world.enqueue(&events).await;
     let mut ids: Vec<SvixId> = events.iter().map(svix_id).collect();
-    // Twice is once, and what is not there is told.
+    // An id that is given twice counts once, and an unknown id is reported.
     ids.push(ids[0].clone());
     ids.push(SvixId::new("msg_nowhere").unwrap());
     let which = Which::These(ids);
@@ -675,7 +679,7 @@ async fn a_thousand_deliveries_are_retried_and_discarded_by_their_ids(mut world:
     let counted = act::<Waiting>(&*world.store, &which, Deed::Retry, true, world.now).await.unwrap();
     assert_eq!(counted, Tally { done: 0, ..all.clone() });
     assert_eq!(counted.number(true), 1000);
-    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1000, "only counted");
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1000, "a dry run only counts");
     assert_eq!(act::<Waiting>(&*world.store, &which, Deed::Retry, false, world.now).await.unwrap(), all);
     assert_eq!(world.store.queue_depth().await.unwrap().pending, 1000);
     world.pass(TimeDelta::seconds(1));
@@ -728,7 +732,7 @@ async fn the_queue_is_listed_by_state_and_type_in_pages(world: World) {
 async fn a_retry_hurries_the_dead_and_those_put_off_and_no_others(mut world: World) {
     refuse_name(&world, "Bad").await;
     let bad = |user: &str| Event::created(user).set("first_name", "Bad");
-    // Dead, put off, and due.
+    // One delivery is dead, one is delayed, and one is due.
     world.rules.retry.max_attempts = 1;
     let dead = bad("user_1");
     world.enqueue(std::slice::from_ref(&dead)).await;
@@ -742,7 +746,7 @@ async fn a_retry_hurries_the_dead_and_those_put_off_and_no_others(mut world: Wor
     let tally = |found, done| Tally { found, done, deletions: 0, missing: Vec::new() };
     let which = Which::All;
     assert_eq!(act::<Waiting>(&*world.store, &which, Deed::Retry, true, world.now).await, Ok(tally(2, 0)));
-    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1, "a dry run does nothing");
+    assert_eq!(world.store.queue_depth().await.unwrap().dead, 1, "a dry run changes nothing");
     let other = Which::Of("user.updated".to_owned());
     assert_eq!(act::<Waiting>(&*world.store, &other, Deed::Retry, false, world.now).await, Ok(tally(0, 0)));
     let unknown = SvixId::new("msg_none").unwrap();
@@ -752,7 +756,7 @@ async fn a_retry_hurries_the_dead_and_those_put_off_and_no_others(mut world: Wor
     let of_type = Which::Of("user.created".to_owned());
     assert_eq!(act::<Waiting>(&*world.store, &of_type, Deed::Retry, false, world.now).await, Ok(tally(2, 2)));
     let attempts = world.column("SELECT attempts FROM webhook_queue ORDER BY clerk_id").await;
-    assert_eq!(attempts, ["0", "1", "0"], "the dead one begins anew");
+    assert_eq!(attempts, ["0", "1", "0"], "the dead letter starts over");
     allow_names(&world).await;
     assert_eq!(world.drain().await.len(), 3);
     assert_eq!(world.count("webhook_queue").await, 0);
@@ -769,7 +773,7 @@ async fn a_discarded_delivery_never_comes_back_and_a_deletion_is_never_discarded
     world.drain().await;
     world.enqueue(std::slice::from_ref(&waiting)).await;
     let all = act::<Waiting>(&*world.store, &Which::All, Deed::Discard, true, world.now).await.unwrap();
-    assert_eq!((all.number(true), all.deletions), (2, 0), "only the dead among all of them");
+    assert_eq!((all.number(true), all.deletions), (2, 0), "only the dead letters count");
     assert_eq!(world.count("webhook_queue").await, 4);
     let all = act::<Waiting>(&*world.store, &Which::All, Deed::Discard, false, world.now).await.unwrap();
     assert_eq!((all.done, all.deletions), (2, 0));
@@ -810,7 +814,7 @@ async fn a_dead_delivery_is_kept_from_when_it_died(mut world: World) {
     world.drain().await;
     let days = TimeDelta::days;
     world.pass(days(31));
-    // Tried again, in vain, by hand and by Svix.
+    // Retried in vain, first by the operator, then by Svix.
     for again in 0..2 {
         if again == 0 {
             act::<Waiting>(&*world.store, &Which::All, Deed::Retry, false, world.now).await.unwrap();

@@ -1,5 +1,5 @@
-//! Other systems, as they stand at the far end of a sink: a server that records what it is sent, and what Segment and
-//! Mailchimp would make of it by their documentation.
+//! Fakes of the systems behind a sink: a server that records its requests, and what Segment and Mailchimp would make of these
+//! requests according to their documentation.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ use tokio::{
     time::sleep,
 };
 
-/// A request that came.
+/// A request that the server received.
 #[derive(Clone, Debug)]
 pub(crate) struct Received {
     pub(crate) method: String,
@@ -45,17 +45,17 @@ impl Received {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// User and password of basic authentication.
+    /// User and password of HTTP basic authentication.
     fn basic(&self) -> Option<String> {
         let text = STANDARD.decode(self.header("authorization").strip_prefix("Basic ")?).ok()?;
         String::from_utf8(text).ok()
     }
 }
 
-/// What is sent back.
+/// What the server answers.
 pub(crate) enum Reply {
     Answer(Response<Body>),
-    /// For ever.
+    /// No answer, permanently.
     Silence,
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn reply_with(status: u16, name: &str, value: &str) -> Reply {
     Reply::Answer(Response::builder().status(status).header(name, value).body(Body::empty()).unwrap())
 }
 
-/// A server on this machine, and everything that it was sent.
+/// A local server, and every request that it received.
 pub(crate) struct Receiver {
     pub(crate) url: String,
     received: Arc<Mutex<Vec<Received>>>,
@@ -108,20 +108,20 @@ impl Receiver {
         self.received.lock().unwrap().clone()
     }
 
-    /// The only request that came.
+    /// The only request that arrived.
     pub(crate) fn one(&self) -> Received {
         let received = self.received();
         assert_eq!(received.len(), 1, "{received:?}");
         received.into_iter().next().unwrap()
     }
 
-    /// Run something to its end beside the server.
+    /// Run a future to its end on the server's runtime.
     pub(crate) fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 }
 
-/// Every connection by the bare protocol, for `axum::serve` is not built in.
+/// Serve HTTP/1 on every connection, because `axum::serve` is not compiled in.
 pub(crate) async fn axum_serve(listener: TcpListener, routes: Router) {
     while let Ok((stream, _)) = listener.accept().await {
         let service = hyper_util::service::TowerToHyperService::new(routes.clone());
@@ -132,29 +132,29 @@ pub(crate) async fn axum_serve(listener: TcpListener, routes: Router) {
     }
 }
 
-/// What a [`Fickle`] does with requests.
+/// How a [`Fickle`] treats requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     Takes,
-    /// It takes some time to take them.
+    /// It answers slowly.
     Slow,
     Answers(u16),
-    /// 429, and a second's rest.
+    /// It answers 429, with `Retry-After: 1`.
     Busy,
-    /// Bytes that are no HTTP.
+    /// It answers with bytes that are not HTTP.
     Garbage,
     Hangs,
 }
 
-/// A request that a [`Fickle`] has heard, whatever it made of it.
+/// A request that a [`Fickle`] received, whatever its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Heard {
     pub(crate) id: String,
     pub(crate) message: Value,
-    /// Whether it verified when it came.
+    /// Whether the signature verified on arrival.
     pub(crate) is_genuine: bool,
     pub(crate) taken: bool,
-    /// How long after it happened at Clerk.
+    /// The time since it happened at Clerk.
     pub(crate) late: Duration,
 }
 
@@ -164,11 +164,11 @@ impl Heard {
     }
 }
 
-/// An endpoint that is now well and now not. It speaks by hand, because what it says is not always HTTP.
+/// An unreliable endpoint. It writes its answers byte by byte, because they are not always HTTP.
 pub(crate) struct Fickle {
     pub(crate) url: String,
     endpoint: Arc<Endpoint>,
-    /// Bound, so that the address is ours and nobody is there.
+    /// A bound socket that does not listen: it reserves the address.
     closed: Option<TcpSocket>,
     runtime: Runtime,
 }
@@ -180,7 +180,7 @@ struct Endpoint {
 }
 
 impl Fickle {
-    /// One that refuses connections until it is told to listen.
+    /// Create an endpoint that refuses connections until `listen` is called.
     pub(crate) fn closed(secret: &str) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -205,7 +205,7 @@ impl Fickle {
         self.runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let endpoint = Arc::clone(&endpoint);
-                // Whoever hangs up is gone.
+                // A sender that hangs up is ignored.
                 tokio::spawn(async move { endpoint.talk(stream).await.ok() });
             }
         });
@@ -235,7 +235,7 @@ impl Endpoint {
                 if line.trim_end().is_empty() {
                     break;
                 }
-                // The first line is none.
+                // The request line is not a header.
                 let Some((name, value)) = line.trim_end().split_once(": ") else { continue };
                 let name: HeaderName = name.parse().unwrap();
                 headers.insert(name, value.parse().unwrap());
@@ -270,19 +270,19 @@ impl Endpoint {
     }
 }
 
-/// An address where nobody listens.
+/// An address at which no server listens.
 pub(crate) fn nowhere() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-/// Segment's tracking API and its Public API, and `RudderStack`'s way of saying the same.
+/// Segment's tracking API and its Public API, and `RudderStack`'s equivalents.
 #[derive(Default)]
 pub(crate) struct Segment {
-    /// By user.
+    /// Traits by user.
     pub(crate) traits: BTreeMap<String, Map<String, Value>>,
     pub(crate) suppressed: BTreeSet<String>,
-    /// What comes before anything else.
+    /// An error that is answered before anything else.
     pub(crate) trouble: Option<(u16, Value)>,
 }
 
@@ -349,9 +349,9 @@ impl Segment {
     }
 }
 
-/// Somebody in the audience.
+/// A contact in the audience.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_field_names, reason = "they are Mailchimp's own")]
+#[expect(clippy::struct_field_names, reason = "the names are Mailchimp's")]
 pub(crate) struct Contact {
     pub(crate) contact_id: String,
     pub(crate) email: String,
@@ -366,7 +366,7 @@ pub(crate) struct Mailchimp {
     /// Addresses that were permanently deleted.
     pub(crate) forgotten: BTreeSet<String>,
     pub(crate) merge_tags: Vec<&'static str>,
-    /// Requests until one is carried out and its answer lost.
+    /// The number of requests until one is processed and its answer is lost.
     pub(crate) break_after: Option<usize>,
     made: usize,
 }
@@ -397,7 +397,7 @@ impl Mailchimp {
         answer
     }
 
-    /// Somebody whom we did not put there.
+    /// Add a contact that clerk-sync did not create.
     pub(crate) fn add(&mut self, email: &str) -> &mut Contact {
         self.made += 1;
         self.contacts.push(Contact {
@@ -414,7 +414,7 @@ impl Mailchimp {
         self.contacts.iter().map(|contact| contact.email.as_str()).collect()
     }
 
-    /// The contacts that say they are of this user.
+    /// The contacts that carry the id of this user.
     pub(crate) fn of(&self, clerk_id: &str) -> Vec<&Contact> {
         self.contacts
             .iter()
@@ -444,9 +444,13 @@ impl Mailchimp {
                     if let Some(refusal) = self.refusal(email) {
                         return refusal;
                     }
-                    assert_eq!(*name, hash(email), "a new contact is named by its address");
+                    assert_eq!(
+                        *name,
+                        hash(email),
+                        "the path of a new contact contains the hash of its address"
+                    );
                     let status = body["status_if_new"].as_str().unwrap_or_default().to_owned();
-                    assert!(!status.is_empty(), "status_if_new is required of who is new");
+                    assert!(!status.is_empty(), "a new contact requires status_if_new");
                     self.add(email).status = status;
                 }
                 self.with(name, |contact| change(contact, &body))
@@ -470,7 +474,7 @@ impl Mailchimp {
                 "archived".clone_into(&mut contact.status);
                 reply(204, "")
             }),
-            // These two know only the hash of the address.
+            // These two requests contain only the hash of the address.
             ("POST", ["members", name, "tags"]) => {
                 let Some(place) = self.place_of_hash(name) else { return missing() };
                 for tag in body["tags"].as_array().unwrap() {

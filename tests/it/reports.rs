@@ -1,4 +1,4 @@
-//! Reports of errors, as Sentry gets them from the real program.
+//! Error reports that the real program sends to Sentry.
 
 use serde_json::{Value, json};
 
@@ -12,14 +12,14 @@ on_each_keeper!(
     whether_sentry_takes_reports_harms_nothing,
 );
 
-/// A name that stands nowhere else.
+/// A name that appears nowhere else.
 const NAME: &str = "Quillhammer";
 
 fn dsn(receiver: &Receiver) -> String {
     format!("{}/42", receiver.url.replace("http://", "http://k3y@"))
 }
 
-/// The event in an envelope: a line about it, a line about the item, and the item.
+/// The event in an envelope, which has a header, an item header and the item.
 fn event(received: &Received) -> Value {
     assert_eq!((received.method.as_str(), received.path.as_str()), ("POST", "/api/42/envelope/"));
     assert!(received.header("x-sentry-auth").contains("sentry_key=k3y"));
@@ -37,13 +37,13 @@ fn an_error_is_reported_with_type_and_id_of_the_event_and_nothing_of_its_body(ho
     let service = host.serve();
     let delivery = post(&user("user.created", "user_1", milliseconds(), NAME));
 
-    // A statement that the database refuses is our fault.
+    // A statement that the database refuses counts as a bug in clerk-sync.
     host.sql("ALTER TABLE entity_versions RENAME TO away");
     assert_eq!(service.post(&delivery).status, 503);
     eventually("reported", || !sentry.received().is_empty());
     let reported = event(&sentry.one());
     assert_eq!(reported["tags"], json!({ "event_type": "user.created", "svix_id": delivery.id }));
-    // An event is an error if it does not say otherwise.
+    // Without a level, an event is an error.
     assert_eq!((&reported["level"], &reported["environment"]), (&Value::Null, &json!("staging")));
     assert_eq!(reported["release"], concat!("clerk-sync@", env!("CARGO_PKG_VERSION")));
     assert_eq!(reported["logger"], "clerk_sync::sync::attempt");
@@ -67,16 +67,16 @@ fn an_error_is_reported_with_type_and_id_of_the_event_and_nothing_of_its_body(ho
             "tags",
             "timestamp",
         ];
-        assert!(allowed.contains(name), "{name} is told: {reported}");
+        assert!(allowed.contains(name), "{name} is reported: {reported}");
     }
     host.sql("ALTER TABLE away RENAME TO entity_versions");
 
-    // What can never be used is reported too; what passes by itself is not.
+    // An unusable event is reported too; an error that passes by itself is not.
     let mut unusable = user("user.created", "user_2", milliseconds(), NAME);
     unusable["data"] = json!({ "id": "user_2", "first_name": [NAME] });
     let unusable = post(&unusable);
     assert_eq!(service.post(&unusable).word(), "parked");
-    // The last one is still sent when the program ends.
+    // The last report is still sent at shutdown.
     service.stop();
     let received = sentry.received();
     assert_eq!(received.len(), 2, "{received:?}");
@@ -85,7 +85,7 @@ fn an_error_is_reported_with_type_and_id_of_the_event_and_nothing_of_its_body(ho
     for one in &received {
         let text = String::from_utf8_lossy(&one.body);
         for secret in [NAME, "Lovelace", "user_1", "user_2", "@example.com", "192.0.2.77", SECRET] {
-            assert!(!text.contains(secret), "{secret} was told: {text}");
+            assert!(!text.contains(secret), "{secret} was reported: {text}");
         }
     }
 }

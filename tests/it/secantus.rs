@@ -1,8 +1,8 @@
-//! What is different where MongoDB keeps the users: which promises have no meaning there, and servers of a test's own.
+//! MongoDB only: promises that do not apply to it, and servers for a single test.
 //!
-//! The server is looked for at `TEST_MONGODB_URL`. It may be `SecantusDB`, the storage engine of MongoDB under a server that was
-//! written anew, which is a tool for tests alone. To that one a client that is killed within a transaction leaves its documents
-//! locked for minutes, so a test that kills has a server to itself, started by the program of `TEST_SECANTUSDB`.
+//! `TEST_MONGODB_URL` names the server. It may be `SecantusDB`, a test tool that puts a new server in front of MongoDB's storage
+//! engine. If a client is killed during a transaction, that server keeps the client's documents locked for minutes. A test that
+//! kills processes therefore gets its own server, started by the program in `TEST_SECANTUSDB`.
 
 use std::{
     env, fs,
@@ -32,24 +32,24 @@ use crate::{
     world::{Event, Keeper, SIGN_UP, World, at, run},
 };
 
-/// What a test is about that MongoDB does not have.
+/// A feature that a test needs and that MongoDB does not have.
 #[derive(Clone, Copy, Debug)]
 enum Missing {
-    /// Nothing refuses a deletion, and nothing follows one.
+    /// Nothing can refuse a deletion, and nothing is deleted along with it.
     ForeignKeys,
-    /// The server runs nothing of the application's when a document changes.
+    /// The server runs no application code when a document changes.
     Triggers,
-    /// Who may write to the audit trail is a matter of roles: docs/mongodb.md.
+    /// Roles decide who may write to the audit trail: docs/mongodb.md.
     AppendOnly,
     /// Fields have no types, and collections no columns.
     Columns,
-    /// There is no version before the first one.
+    /// No version precedes the first one that supports MongoDB.
     EarlierVersions,
-    /// A table of an application is not taken over, because it is no table.
+    /// An application has no tables to adopt.
     Adopting,
-    /// Nobody can lock a collection, and one that is gone is an empty one.
+    /// A collection cannot be locked, and a dropped collection counts as empty.
     Collections,
-    /// Nobody estimates how many documents meet a condition.
+    /// The server cannot estimate how many documents meet a condition.
     Estimates,
     /// The query is about the catalogue or the dialect of an SQL database.
     Sql,
@@ -58,20 +58,20 @@ enum Missing {
 impl Missing {
     fn sentence(self) -> &'static str {
         match self {
-            Self::ForeignKeys => "there are no foreign keys",
-            Self::Triggers => "there are no triggers",
-            Self::AppendOnly => "the audit trail is append-only by a role",
-            Self::Columns => "there are no columns, and fields have no types",
-            Self::EarlierVersions => "there is no earlier version of it",
-            Self::Adopting => "it makes a table; a collection that is adopted has a test of its own",
-            Self::Estimates => "nobody estimates how many documents meet a condition",
-            Self::Collections => "nobody can lock a collection, and one that is gone is an empty one",
-            Self::Sql => "it is about SQL itself",
+            Self::ForeignKeys => "MongoDB has no foreign keys",
+            Self::Triggers => "MongoDB has no triggers",
+            Self::AppendOnly => "a role makes the audit trail append-only",
+            Self::Columns => "MongoDB has no columns, and its fields have no types",
+            Self::EarlierVersions => "no earlier version supports MongoDB",
+            Self::Adopting => "the test creates a table; another test adopts a collection",
+            Self::Estimates => "the server cannot estimate how many documents meet a condition",
+            Self::Collections => "a collection cannot be locked, and a dropped collection counts as empty",
+            Self::Sql => "the test is about SQL itself",
         }
     }
 }
 
-/// Tests that have no meaning on MongoDB.
+/// Tests that do not apply to MongoDB.
 const NOT_HERE: &[(&str, Missing)] = &[
     // promises
     ("what_the_application_has_broken_is_its_refusal_and_is_named", Missing::Triggers),
@@ -149,7 +149,7 @@ const NOT_HERE: &[(&str, Missing)] = &[
     ("what_is_printed_about_a_table_of_another_tool_can_be_followed_word_by_word", Missing::Adopting),
 ];
 
-/// Tests that kill a process which may be in the middle of a transaction.
+/// Tests that kill a process, possibly during a transaction.
 const KILLS: &[&str] = &[
     "killed_under_load_it_loses_nothing_and_does_nothing_twice",
     "a_service_that_is_killed_while_it_delivers_loses_nothing_and_keeps_the_order",
@@ -159,17 +159,17 @@ const KILLS: &[&str] = &[
     "whoever_is_left_seals_after_the_leader_died",
 ];
 
-/// Whether a test has a meaning on MongoDB; says why, if it has none.
+/// Whether a test applies to MongoDB; if not, prints the reason.
 pub(crate) fn applies(test: &str) -> bool {
     let missing = NOT_HERE.iter().find(|(name, _)| *name == test).map(|(_, missing)| missing.sentence());
     if let Some(sentence) = missing {
-        // Not with a macro, whose output the test harness swallows when a test passes.
+        // Not with a macro: the test harness swallows a macro's output when a test passes.
         _ = writeln!(io::stderr(), "not applicable to MongoDB: {sentence}");
     }
     missing.is_none()
 }
 
-/// Whether a test needs a server to itself.
+/// Whether a test needs its own server.
 pub(crate) fn kills(test: &str) -> bool {
     KILLS.contains(&test)
 }
@@ -180,7 +180,7 @@ pub(crate) fn url_of(server: &str, database: &str) -> String {
     format!("{}/{database}?{parameters}", hosts.trim_end_matches('/'))
 }
 
-/// Where the first host of a URL listens.
+/// The address of the first host in a URL.
 pub(crate) fn address_of(url: &str) -> (String, u16) {
     let place = url.split_once("://").map_or(url, |(_, rest)| rest);
     let place = &place[..place.find(['/', '?']).unwrap_or(place.len())];
@@ -197,9 +197,9 @@ pub(crate) fn with_host(url: &str, host: &str) -> String {
     format!("{scheme}://{who}{host}{}", &rest[end..])
 }
 
-/// The database that a URL names; `None` if nobody answers there.
+/// The database that a URL names; `None` if the server does not answer.
 pub(crate) async fn collections(url: &str) -> Option<Database> {
-    // Where nobody listens the driver would ask again and again.
+    // If the port is closed, the driver would retry again and again.
     if !url.starts_with("mongodb+srv:") {
         tokio::net::TcpStream::connect(address_of(url)).await.ok()?;
     }
@@ -217,13 +217,13 @@ pub(crate) async fn dropped(url: &str) -> sqlx::Result<()> {
     database.drop().await.map_err(|error| sqlx::Error::Protocol(error.to_string()))
 }
 
-/// End what the dead have left open on a server, which it would wait for.
+/// End sessions that killed clients have left open on a server, because the server would wait for them.
 pub(crate) async fn end_sessions(url: &str) {
     let Some(database) = collections(&url_of(url, "admin")).await else { return };
     _ = database.run_command(doc! { "killAllSessions": [] }).await;
 }
 
-/// A server that goes when this does.
+/// A server that is stopped on drop.
 pub(crate) struct Server {
     child: Child,
     port: u16,
@@ -231,7 +231,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `None` if nobody says how to start one.
+    /// Start a server. Returns `None` if `TEST_SECANTUSDB` is not set.
     pub(crate) fn start() -> Option<Self> {
         Self::start_with(&[])
     }
@@ -276,7 +276,7 @@ impl Drop for Server {
 #[test]
 fn a_server_without_transactions_is_refused_with_what_to_do() {
     let Some(server) = Server::start_with(&["--standalone"]) else {
-        return skip("secantusdb", "TEST_SECANTUSDB does not name it");
+        return skip("secantusdb", "TEST_SECANTUSDB is not set");
     };
     let Some(host) = Host::at(Keeper::Mongodb, server.url()) else { return };
     for command in ["migrate", "serve", "doctor"] {
@@ -305,7 +305,7 @@ fn a_collection_of_the_application_is_adopted() {
     };
     let told = adopt(&["--dry-run"]).succeeded();
     assert!(told.contains("2  would be copied"), "{told}");
-    assert_eq!(host.connect().collections(), ["customers"], "a dry run makes nothing");
+    assert_eq!(host.connect().collections(), ["customers"], "a dry run creates nothing");
     let told = adopt(&[]).succeeded();
     assert!(told.contains("2  copied"), "{told}");
     let rows = host.sql("SELECT clerk_id, email, first_name FROM users ORDER BY clerk_id");
@@ -337,7 +337,7 @@ fn what_stands_in_a_document_is_what_stands_in_the_row_of_its_mirror() {
         );
         assert_eq!(row["created_at"], "2025-12-31T00:00:00.123Z");
 
-        // What is written to the row is read by the keeper, and nothing else has changed.
+        // The backend reads what was written to the row, and nothing else has changed.
         world.sql("ALTER TABLE users ADD COLUMN theme TEXT").await;
         world.sql("UPDATE users SET first_name = 'Augusta', theme = 'dark', banned = NOT false").await;
         let user = world.user("user_1").await.unwrap();
@@ -360,7 +360,7 @@ fn the_role_that_is_shown_names_every_collection() {
         assert!(shown.contains(&format!("\"{name}\"")), "ops/mongodb/users.js lacks {name}");
     }
     let documented = include_str!("../../docs/mongodb.md");
-    assert!(documented.contains("ops/mongodb/users.js"), "nobody is told of it");
+    assert!(documented.contains("ops/mongodb/users.js"), "docs/mongodb.md does not mention it");
 }
 
 #[test]
@@ -369,6 +369,6 @@ fn every_test_that_is_named_here_exists() {
     let files = fs::read_dir(folder).expect("a directory").map(|file| file.expect("a file").path());
     let code: String = files.map(|file| fs::read_to_string(file).expect("text")).collect();
     for name in NOT_HERE.iter().map(|(name, _)| name).chain(KILLS) {
-        assert!(code.contains(&format!("fn {name}(")), "there is no test {name}");
+        assert!(code.contains(&format!("fn {name}(")), "test {name} does not exist");
     }
 }

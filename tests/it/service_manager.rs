@@ -1,4 +1,4 @@
-//! What a service manager is told: by the real program, over a real socket, as systemd would listen to it.
+//! Messages to a service manager, sent by the real program over a real socket, as systemd would receive them.
 
 use std::{
     io::ErrorKind,
@@ -14,13 +14,13 @@ on_each_keeper!(
     nothing_is_ready_before_its_tables_are,
 );
 
-/// A place where states are heard.
+/// A service manager that receives states.
 struct Manager {
     socket: UnixDatagram,
 }
 
 impl Manager {
-    /// It wants to hear of the program this often, if at all.
+    /// Create the socket, and set the watchdog's interval, if any.
     fn of(host: &mut Host, watchdog: Option<Duration>) -> Self {
         let path = host.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -32,7 +32,7 @@ impl Manager {
         Self { socket }
     }
 
-    /// The next state, if one comes in time.
+    /// The next state, if one arrives in time.
     fn next(&self) -> Option<String> {
         let mut buffer = [0; 4096];
         match self.socket.recv(&mut buffer) {
@@ -42,7 +42,7 @@ impl Manager {
         }
     }
 
-    /// What has come so far.
+    /// All states that have arrived so far.
     fn so_far(&self) -> Vec<String> {
         self.socket.set_nonblocking(true).unwrap();
         let states = std::iter::from_fn(|| self.next()).collect();
@@ -57,7 +57,7 @@ fn it_hears_that_the_service_is_ready_alive_and_stopping(host: &mut Host) {
     let mut service = host.begin(&[]);
     assert_eq!(manager.next().as_deref(), Some("READY=1"));
 
-    // Alive it is time and again, and not more often than at half of what the watchdog waits.
+    // The program reports repeatedly that it is alive, but at most twice per interval of the watchdog.
     for _ in 0..4 {
         assert_eq!(manager.next().as_deref(), Some("WATCHDOG=1"));
     }
@@ -68,7 +68,7 @@ fn it_hears_that_the_service_is_ready_alive_and_stopping(host: &mut Host) {
         std::iter::from_fn(|| manager.next()).take_while(|state| state != "STOPPING=1").collect();
     assert!(after.iter().all(|state| state == "WATCHDOG=1"), "{after:?}");
     assert_eq!(service.wait(Duration::from_secs(30)).code(), Some(0), "{}", service.log());
-    assert_eq!(manager.so_far(), [""; 0], "the last word");
+    assert_eq!(manager.so_far(), [""; 0], "no state follows");
 }
 
 fn a_worker_says_so_too(host: &mut Host) {
@@ -76,7 +76,7 @@ fn a_worker_says_so_too(host: &mut Host) {
     let worker = host.work();
     assert_eq!(manager.next().as_deref(), Some("READY=1"));
     worker.stop();
-    // Nobody wanted to hear whether it was alive.
+    // Without a watchdog, the worker does not report that it is alive.
     assert_eq!(manager.so_far(), ["STOPPING=1"]);
 }
 

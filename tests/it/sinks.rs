@@ -1,4 +1,4 @@
-//! What each kind of sink says to the system at its other end, and what it makes of the answers.
+//! The requests that each kind of sink sends, and how it interprets the answers.
 
 use std::{
     sync::{
@@ -32,7 +32,7 @@ use crate::{
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const NEW_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-/// Longer than anything takes on a busy machine.
+/// A timeout that no request reaches, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 fn outbound() -> Outbound {
@@ -63,7 +63,7 @@ fn deletion() -> Message {
     message(MessageType::deleted(&USER), &json!({ "clerk_id": "user_1" }))
 }
 
-/// Hand a message over, as it is stored.
+/// Deliver a message as it is stored.
 fn deliver(receiver: &Receiver, sink: &dyn Sink, message: &Message) -> Result<(), Refusal> {
     deliver_with(receiver, sink, message, &InMemory::default())
 }
@@ -90,7 +90,7 @@ mod webhooks {
         }
     }
 
-    /// What becomes of a message when this is the answer.
+    /// The result of a delivery that gets this answer.
     fn answered(answer: impl Fn() -> Reply + Send + Sync + 'static) -> Result<(), Refusal> {
         let receiver = Receiver::start(move |_| answer());
         let message = ada(MessageType::created(&USER), "ada@example.com");
@@ -109,7 +109,7 @@ mod webhooks {
         assert_eq!(request.header("content-type"), "application/json");
         assert_eq!(request.header("user-agent"), concat!("clerk-sync/", env!("CARGO_PKG_VERSION")));
         assert_eq!(request.header("webhook-id"), "msg_5f2b");
-        // While a receiver changes from one secret to the next, either one verifies.
+        // While the receiver changes its secret, both secrets verify.
         for secret in [SECRET, NEW_SECRET] {
             svix::webhooks::Webhook::new(secret).unwrap().verify(&request.body, &request.headers).unwrap();
             standardwebhooks::Webhook::new(secret).unwrap().verify(&request.body, &request.headers).unwrap();
@@ -148,7 +148,11 @@ mod webhooks {
         for status in [200, 201, 202, 204] {
             assert_eq!(answered(move || reply(status, "")), Ok(()), "{status}");
         }
-        assert_eq!(answered(|| reply(200, vec![b'x'; 5_000_000])), Ok(()), "too long to read");
+        assert_eq!(
+            answered(|| reply(200, vec![b'x'; 5_000_000])),
+            Ok(()),
+            "an answer that is too long to read counts as accepted"
+        );
     }
 
     #[test]
@@ -181,7 +185,7 @@ mod webhooks {
         assert!(wait > Duration::from_mins(115) && wait <= Duration::from_hours(2), "{wait:?}");
     }
 
-    /// What a test finds doubtful about an endpoint that answers so to a genuine message, and so to any other.
+    /// The doubts that `test` reports about an endpoint with these answers to a genuine message and to any other.
     fn doubts(genuine: fn() -> Reply, other: fn() -> Reply) -> Vec<String> {
         let receiver = Receiver::start(move |request| {
             let verifier = svix::webhooks::Webhook::new(SECRET).unwrap();
@@ -424,7 +428,7 @@ mod mailchimp {
             json!({ "FNAME": "Ada", "LNAME": "Byron", "CLERKID": "user_1" })
         );
         assert_eq!(contact.tags.into_iter().collect::<Vec<_>>(), ["new-user"]);
-        assert_eq!(audience.remembered(), Some(contact.contact_id), "nothing of the address is kept");
+        assert_eq!(audience.remembered(), Some(contact.contact_id), "the memory contains no address");
     }
 
     #[test]
@@ -446,7 +450,10 @@ mod mailchimp {
         audience.deliver(&ada(MessageType::updated(&USER), "ada@lovelace.example")).unwrap();
         let after = audience.only();
         assert_eq!((after.email.as_str(), &after.contact_id), ("ada@lovelace.example", &before.contact_id));
-        assert!(audience.state.lock().unwrap().forgotten.is_empty(), "so that she may go back");
+        assert!(
+            audience.state.lock().unwrap().forgotten.is_empty(),
+            "nothing is permanently deleted, so the user can change back"
+        );
         audience.deliver(&deletion()).unwrap();
         assert_eq!(audience.emails(), [""; 0]);
     }
@@ -494,7 +501,7 @@ mod mailchimp {
         assert_eq!(audience.emails(), [""; 0]);
         assert!(audience.state.lock().unwrap().forgotten.contains("ada@example.com"));
 
-        // Who signs up again with the same address has to come back by a form of Mailchimp's own.
+        // Mailchimp allows a user with the same address to return only through a Mailchimp form.
         let again = Audience { memory: InMemory::default(), ..audience };
         let refusal = again.deliver(&ada(MessageType::created(&USER), "ada@example.com")).unwrap_err();
         assert_eq!(refusal.again, Again::Never);
@@ -536,7 +543,7 @@ mod mailchimp {
         assert!(!refusal.reason.contains('@'), "{refusal}");
     }
 
-    /// A memory that is lost at its n-th write.
+    /// A memory that fails at its n-th write.
     struct Forgetful<'a> {
         inner: &'a InMemory,
         left: AtomicUsize,
@@ -606,7 +613,7 @@ mod mailchimp {
                 }
             }
         }
-        assert!(broken > 20, "only {broken} deliveries broke off");
+        assert!(broken > 20, "only {broken} deliveries failed");
     }
 
     #[test]
@@ -626,7 +633,7 @@ mod mailchimp {
         audience.state.lock().unwrap().merge_tags = vec!["FNAME", "LNAME"];
         let refusal = test(&audience).unwrap_err();
         assert!(refusal.reason.starts_with("the audience has no merge field CLERKID"), "{refusal}");
-        assert_eq!(audience.receiver.received().len(), sent + 2, "nothing but questions");
+        assert_eq!(audience.receiver.received().len(), sent + 2, "the test only reads");
     }
 }
 
@@ -635,10 +642,10 @@ mod mailchimp_moves {
 
     use super::*;
 
-    /// Where each user lives here, as the table of users has it.
+    /// The current address of each user, as in the table of users.
     type Addresses = Arc<Mutex<BTreeMap<String, String>>>;
 
-    /// What one user's sink remembers, beside the table of users.
+    /// The memory of a sink for one user, with access to the table of users.
     #[derive(Default)]
     struct Beside {
         memory: InMemory,
@@ -663,7 +670,7 @@ mod mailchimp_moves {
         }
     }
 
-    /// An audience, and users who move.
+    /// An audience, and users that change their addresses.
     struct Town {
         receiver: Receiver,
         state: Arc<Mutex<receivers::Mailchimp>>,
@@ -681,7 +688,7 @@ mod mailchimp_moves {
             Self { receiver, state, addresses, memories, status_if_new: "subscribed" }
         }
 
-        /// The user's row has this address from now on.
+        /// Set the address of the user's row.
         fn lives(&self, user: &str, email: &str) {
             self.addresses.lock().unwrap().insert(user.to_owned(), email.to_owned());
         }
@@ -722,7 +729,7 @@ mod mailchimp_moves {
             self.tell(MessageType::deleted(&USER), user, "").unwrap();
         }
 
-        /// Whose contact this address has, and its status.
+        /// The user of the contact with this address, and its status.
         fn at(&self, email: &str) -> (String, String) {
             let state = self.state.lock().unwrap();
             let mut contacts = state.contacts.iter();
@@ -772,7 +779,7 @@ mod mailchimp_moves {
         assert_eq!(town.at("one@example.com"), of(ADA, "archived"));
         town.moves(ADA, "One@Example.com");
         assert_eq!(town.at("one@example.com"), of(ADA, "subscribed"));
-        assert_eq!(town.at("two@example.com"), of("", "subscribed"), "it was there before her");
+        assert_eq!(town.at("two@example.com"), of("", "subscribed"), "the contact existed before the user");
         town.nothing_is_burnt();
         town.nothing_is_left_of(BOB);
         town.is_erased(ADA);
@@ -817,7 +824,7 @@ mod mailchimp_moves {
             town.nothing_is_burnt();
             town.is_erased(users[order[0]]);
             town.nothing_is_left_of(users[order[0]]);
-            assert_eq!(town.state.lock().unwrap().contacts.len(), 2, "the others stay");
+            assert_eq!(town.state.lock().unwrap().contacts.len(), 2, "the other contacts stay");
         }
     }
 
@@ -833,7 +840,7 @@ mod mailchimp_moves {
         assert_eq!(town.at("one@example.com"), of(BOB, "subscribed"));
         town.nothing_is_left_of(ADA);
 
-        // The same with an address that passes from one to the other.
+        // The same if an address passes from one user to another.
         town.lives(EVE, "one@example.com");
         town.is_erased(BOB);
         town.signs_up(EVE, "one@example.com");
@@ -853,10 +860,14 @@ mod mailchimp_moves {
             assert_eq!(town.at("one@example.com"), of(ADA, "archived"));
         }
         town.moves(ADA, "two@example.com");
-        assert_eq!(town.at("two@example.com"), of(ADA, "subscribed"), "she is back where she can be");
+        assert_eq!(
+            town.at("two@example.com"),
+            of(ADA, "subscribed"),
+            "the user is subscribed at an accepted address"
+        );
         assert_eq!(town.at("one@example.com"), of("", "none"));
 
-        // Also from a contact that was not hers at first.
+        // The same from a contact that existed before the user.
         town.add("three@example.com", "subscribed");
         town.moves(ADA, "three@example.com");
         town.lives(ADA, "gone@example.com");
@@ -877,14 +888,18 @@ mod mailchimp_moves {
         assert_eq!(town.at("two@example.com"), of(ADA, "unsubscribed"));
         town.moves(ADA, "one@example.com");
         assert_eq!(town.at("two@example.com"), of("", "unsubscribed"));
-        assert_eq!(town.at("one@example.com"), of(ADA, "subscribed"), "that was not her own doing");
+        assert_eq!(
+            town.at("one@example.com"),
+            of(ADA, "subscribed"),
+            "this contact's status was not set by the user"
+        );
         town.moves(ADA, "two@example.com");
         town.set("two@example.com", "subscribed");
         town.moves(ADA, "one@example.com");
         town.moves(ADA, "two@example.com");
         town.set("two@example.com", "unsubscribed");
         town.moves(ADA, "one@example.com");
-        assert_eq!(town.at("one@example.com"), of(ADA, "unsubscribed"), "and that was");
+        assert_eq!(town.at("one@example.com"), of(ADA, "unsubscribed"), "the user unsubscribed");
 
         let mut town = Town::start();
         town.add("two@example.com", "subscribed");
@@ -933,7 +948,7 @@ mod mailchimp_moves {
     fn late_news_of_an_old_user_does_not_take_the_new_ones_contact() {
         let mut town = Town::start();
         town.signs_up(ADA, "one@example.com");
-        // Her deletion is held back, and somebody else has the address by now.
+        // The deletion of the first user is delayed, and another user already has the address.
         town.addresses.lock().unwrap().remove(ADA);
         town.signs_up(BOB, "one@example.com");
         for address in ["one@example.com", "ONE@example.com"] {
@@ -959,7 +974,7 @@ mod mailchimp_moves {
     #[test]
     fn wherever_a_move_breaks_off_the_next_attempt_ends_it() {
         let stories: [&[(&str, &str)]; 4] = [
-            // To a contact that was there before, and back.
+            // To a contact that existed before, and back.
             &[(ADA, "news@example.com"), (ADA, "one@example.com")],
             &[(ADA, "two@example.com"), (BOB, "one@example.com")],
             &[(ADA, "two@example.com"), (BOB, "three@example.com"), (EVE, "one@example.com")],
@@ -998,7 +1013,7 @@ mod mailchimp_moves {
                 town.nothing_is_left_of(ADA);
             }
         }
-        assert!(broken > 40, "only {broken} deliveries broke off");
+        assert!(broken > 40, "only {broken} deliveries failed");
     }
 }
 
@@ -1023,7 +1038,7 @@ mod memory {
         of("news", "user_a").keep("c0ffee").await.unwrap();
         assert_eq!(of("news", "user_a").recall().await, Ok(Some("c0ffee".to_owned())));
         assert_eq!(of("crm", "user_a").recall().await, Ok(None));
-        // At another address it is another system, and what the first one remembers waits for its return.
+        // A sink at another address is another system. The reference for the first address is kept until the sink returns to it.
         let there = |address: &str, is_elsewhere| Recipient {
             address: address.to_owned(),
             is_elsewhere,
@@ -1034,7 +1049,7 @@ mod memory {
         assert_eq!(there("there", true).recall().await, Ok(Some("f00d".to_owned())));
         assert_eq!(there("here", true).recall().await, Ok(Some("c0ffee".to_owned())));
         let same = there("there", false).recall().await.unwrap().unwrap();
-        assert_eq!(same, "f00d c0ffee", "once it is said to be the same system");
+        assert_eq!(same, "f00d c0ffee", "with the same system, both references are used");
         let stranger = of("news", "user_b").keep("c0ffee").await.unwrap_err();
         assert_eq!(stranger.again, Again::Later(None));
     }
@@ -1068,7 +1083,7 @@ mod memory {
 mod commands {
     use super::*;
 
-    /// The program with this `clerk-sync.toml` in its directory.
+    /// Run the program with this `clerk-sync.toml` in its directory.
     fn with(file: &str, test: impl FnOnce(&mut Host)) {
         let Some(mut host) = Host::with(service::Keeper::Sqlite) else { return };
         host.write("clerk-sync.toml", file);

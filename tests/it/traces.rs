@@ -1,4 +1,4 @@
-//! Traces, as whoever collects them gets them from the real program: a collector of our own takes the exports.
+//! Traces that the real program exports: the tests' own collector receives them.
 
 use std::{
     env,
@@ -38,19 +38,19 @@ mod collected {
         without_somewhere_to_export_to_nothing_is_traced,
     );
 
-    /// A name that stands nowhere else.
+    /// A name that appears nowhere else.
     const NAME: &str = "Quillhammer";
 
-    /// Svix's.
+    /// The user agent of Svix.
     const AGENT: &str = "user-agent: Svix-Webhooks/1.84.0\r\n";
 
     const OK: i32 = 0;
     const ERROR: i32 = 2;
 
-    /// Somebody who collects traces.
+    /// A collector of traces.
     struct Collector(Receiver);
 
-    /// A span, as far as the tests look at it. Values are text, whatever they were.
+    /// The parts of a span that the tests check. All values are converted to text.
     #[derive(Clone, Debug)]
     struct Span {
         name: String,
@@ -79,7 +79,7 @@ mod collected {
             Self(Receiver::start(|_| reply(200, "")))
         }
 
-        /// Let the program export here, and soon.
+        /// Let the program export to this collector with a short delay.
         fn collect_from(&self, host: &mut Host) {
             host.set("OTEL_EXPORTER_OTLP_ENDPOINT", &self.0.url);
             host.set("OTEL_BSP_SCHEDULE_DELAY", "50");
@@ -115,7 +115,7 @@ mod collected {
             spans
         }
 
-        /// The only span that this is true of, as soon as it is here.
+        /// Wait for the only span that meets this condition.
         fn one(&self, what: &str, is_it: impl Fn(&Span) -> bool) -> Span {
             let mut found = Vec::new();
             eventually(what, || {
@@ -126,12 +126,12 @@ mod collected {
             found.remove(0)
         }
 
-        /// Insist that nothing that came contains any of this.
+        /// Assert that no export contains any of these texts.
         fn assert_never_told(&self, secrets: &[&str]) {
             for received in self.0.received() {
                 let text = String::from_utf8_lossy(&received.body);
                 for secret in secrets {
-                    assert!(!text.contains(secret), "{secret} was told: {text}");
+                    assert!(!text.contains(secret), "{secret} was exported: {text}");
                 }
             }
         }
@@ -188,7 +188,7 @@ mod collected {
             span.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(told, expected);
         assert_eq!((span.status, span.parent.as_str()), (OK, ""));
-        // Linked to, and not gone on with.
+        // The incoming trace is linked, not continued.
         assert_ne!(span.trace, theirs);
         assert_eq!(span.links, [(theirs.to_owned(), "00f067aa0ba902b7".to_owned())]);
 
@@ -197,7 +197,7 @@ mod collected {
             assert_eq!(nth(&delivery, "200", resends).get("clerk_sync.outcome"), "duplicate");
         }
 
-        // What comes back because we had no use for it the first time.
+        // A delivery that Svix sends again after an error.
         host.sql("ALTER TABLE entity_versions RENAME TO away");
         let again = created("user_2");
         assert_eq!(service.post(&again).status, 503);
@@ -207,7 +207,7 @@ mod collected {
         assert_eq!(service.post(&again).word(), "applied");
         assert_eq!(nth(&again, "200", "1").status, OK);
 
-        // Of whoever proves nothing nothing is told but how they were answered.
+        // A request without a valid signature is traced only with its answer.
         let mut forged = created("user_3");
         forged.secret = OTHER_SECRET;
         forged.more_headers = delivery.more_headers.replace("Svix-Webhooks", NAME);
@@ -244,7 +244,7 @@ mod collected {
         let queued = named("send webhook_queue");
         assert_eq!((queued.kind, &queued.parent), (SpanKind::Producer, &server.id));
         assert_eq!(host.value("SELECT trace_context FROM webhook_queue"), queued.context());
-        // The process that took it in is gone before anybody works on it.
+        // The receiving process stops before a worker processes the delivery.
         receiving.stop();
 
         let worker = host.work();
@@ -265,7 +265,7 @@ mod collected {
         assert_eq!((told.kind, &told.parent), (SpanKind::Producer, &handled.id));
         assert_eq!(host.value("SELECT trace_context FROM outbox"), told.context());
 
-        // The sink did not take it the first time.
+        // The sink fails at the first attempt.
         let attempt = |number: &str| {
             let span = collector.one(&format!("attempt {number}"), |span| {
                 span.name == "process outbox/crm" && span.get("clerk_sync.attempt") == number
@@ -288,7 +288,7 @@ mod collected {
         let parents: Vec<&str> = requests.iter().map(|request| request.header("traceparent")).collect();
         assert_eq!(parents, [first_request.context(), second_request.context()]);
 
-        // What the trace says does not change what is signed.
+        // The trace headers do not change the signature.
         let verifier = svix::webhooks::Webhook::new(SECRET).unwrap();
         verifier.verify(&requests[1].body, &requests[1].headers).unwrap();
 
@@ -296,7 +296,7 @@ mod collected {
         assert_eq!(all.len(), 8, "{all:#?}");
         assert!(all.iter().all(|span| span.trace == server.trace), "one trace: {all:#?}");
 
-        // An erasure too.
+        // The same for an erasure.
         assert_eq!(host.count("webhook_queue"), 0);
         let receiving = host.serve_with(&["--no-worker"]);
         assert_eq!(service_word(&receiving, &post(&deletion("user_1", milliseconds()))), "queued");
@@ -322,7 +322,7 @@ mod collected {
         assert_eq!(parked.parent, server.id);
         assert_eq!(host.value("SELECT trace_context FROM webhook_queue"), parked.context());
 
-        // Parked anew it belongs to the request that brought it anew.
+        // A delivery that is parked again belongs to the request that brought it again.
         assert_eq!(service_word(&service, &delivery), "parked");
         let server = collector.one("the second request", |span| span.get("http.request.resend_count") == "1");
         let parked = collector
@@ -340,14 +340,14 @@ mod collected {
         let closed = Fickle::closed(SECRET);
         let wrong = Receiver::start(|_| reply(404, ""));
         host.set("OTEL_BSP_SCHEDULE_DELAY", "50");
-        // Less than what is sent: what is too much is dropped.
+        // A queue for fewer spans than the test sends: the rest is dropped.
         host.set("OTEL_BSP_MAX_QUEUE_SIZE", "16");
         host.set("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "16");
         let cases = [
             (&closed.url, Some("200")),
             (&wrong.url, Some("200")),
             (&silent.url, Some("200")),
-            // When it has to stop, an export is under way that would wait for ten seconds.
+            // At the shutdown, an export is pending that would wait for ten seconds.
             (&silent.url, None),
         ];
         for (number, (endpoint, timeout)) in cases.into_iter().enumerate() {
@@ -376,7 +376,7 @@ mod collected {
             let asked = Instant::now();
             let status = service.wait(Duration::from_secs(30));
             assert_eq!(status.code(), Some(0), "{}", service.log());
-            assert!(asked.elapsed() < Duration::from_secs(8), "it took {:?} to stop", asked.elapsed());
+            assert!(asked.elapsed() < Duration::from_secs(8), "the shutdown took {:?}", asked.elapsed());
             let complaints = service.log().matches("traces cannot be exported").count();
             assert!(complaints <= 1, "{}", service.log());
             assert!(!service.log().contains(NAME));
@@ -418,7 +418,7 @@ mod collected {
             assert_eq!(kept(host, complaint), "NULL", "{name}={value}");
             host.unset(name);
         }
-        // Who is not sampled is not sampled later either.
+        // A delivery that was not sampled at first is not sampled later.
         host.set("OTEL_TRACES_SAMPLER", "always_off");
         let context = kept(host, None);
         assert!(context.starts_with("00-") && context.ends_with("-00"), "{context}");
@@ -427,7 +427,7 @@ mod collected {
         let worker = host.work();
         eventually("worked on", || host.count("webhook_queue") == 0);
         worker.stop();
-        // The others begin a trace when they are worked on.
+        // The other deliveries start a trace when they are processed.
         let handled = collector.spans();
         assert_eq!(handled.len(), 5, "{handled:#?}");
         assert!(handled.iter().all(|span| span.parent.is_empty() && !context.contains(&span.trace)));
@@ -464,7 +464,7 @@ mod collected {
         collector.assert_never_told(&["user_1", "s3cret", "t0ken"]);
     }
 
-    /// Both protocols that are built in say the same.
+    /// Both supported protocols export the same data.
     #[test]
     fn a_collector_that_speaks_json_is_spoken_to_in_json() {
         let Some(mut host) = Host::with(Keeper::Sqlite) else { return };
@@ -476,14 +476,14 @@ mod collected {
         host.set("OTEL_SERVICE_NAME", "users");
         host.set("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test");
         let service = host.serve();
-        // Where to is told at the start, without what opens it.
+        // The log names the collector at the start, without its credentials.
         let told =
             format!(r#""endpoint":"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT","collector":"{}""#, collector.url);
         let log = service.log();
         assert!(log.contains("traces are exported") && log.contains(&told), "{log}");
         assert!(!log.contains("s3cret") && !log.contains("over/here"), "{log}");
         assert_eq!(service_word(&service, &created("user_1")), "applied");
-        // What is not exported yet is at the end.
+        // Spans that are not exported yet are exported at shutdown.
         service.stop();
         let received = collector.one();
         assert_eq!(
@@ -499,7 +499,7 @@ mod collected {
     }
 }
 
-/// The program without any feature: this one, or the one that `TEST_PLAIN_PROGRAM` names.
+/// Uses the program without features: this one, or the one in `TEST_PLAIN_PROGRAM`.
 #[test]
 fn a_program_that_can_neither_trace_nor_report_says_so_if_it_is_asked_to() {
     let Some(mut host) = Host::with(Keeper::Sqlite) else { return };
@@ -509,7 +509,7 @@ fn a_program_that_can_neither_trace_nor_report_says_so_if_it_is_asked_to() {
     let program = match env::var_os("TEST_PLAIN_PROGRAM") {
         Some(program) => program,
         None if cfg!(any(feature = "otel", feature = "sentry")) => {
-            return skip("plain", "TEST_PLAIN_PROGRAM names no program without features");
+            return skip("plain", "TEST_PLAIN_PROGRAM is not set");
         }
         None => command.get_program().to_owned(),
     };

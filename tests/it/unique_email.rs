@@ -1,4 +1,4 @@
-//! One address, one user: with `UNIQUE_EMAIL`, and with an index or constraint of the application's.
+//! One user per address: with `UNIQUE_EMAIL`, and with an index or constraint of the application.
 
 use chrono::TimeDelta;
 use clerk_sync::{
@@ -25,7 +25,7 @@ promises! {
     two_who_swap_under_an_index_of_the_application_go_together,
 }
 
-/// A user who has this address since then.
+/// An event that gives this user this address at this time.
 fn holds(id: &str, email: &str, at: i64) -> Event {
     Event::updated(id, at).email(email)
 }
@@ -34,7 +34,7 @@ async fn email(world: &World, id: &str) -> String {
     world.text(id, user::EMAIL).await.unwrap_or_default()
 }
 
-/// In another order for every number.
+/// The events in an order that depends on the number.
 fn shuffled(events: &[Event], mut number: u64) -> Vec<Event> {
     let mut left = events.to_vec();
     let mut shuffled = Vec::new();
@@ -104,7 +104,7 @@ async fn the_newest_claim_keeps_an_address_and_the_older_row_loses_it_with_a_lin
         (email(&world, "user_1").await, email(&world, "user_2").await),
         (String::new(), "ada@example.com".into())
     );
-    // What is older than the owner's version does not take it back, what is newer does.
+    // An event older than the owner's version does not take the address back; a newer one does.
     assert_eq!(
         world.deliver(&holds("user_1", "ada@example.com", 500).set("first_name", "Late")).await,
         Applied
@@ -119,7 +119,7 @@ async fn the_newest_claim_keeps_an_address_and_the_older_row_loses_it_with_a_lin
     );
     let lost = "SELECT clerk_id FROM audit_log WHERE action = 'USER_UPDATED' ORDER BY id";
     assert_eq!(world.column(lost).await, ["user_1", "user_1", "user_1", "user_2"]);
-    // Nobody else stands as who did it.
+    // The user that loses the address gets no further actor.
     let actors =
         "SELECT count(*) AS n FROM audit_actors JOIN audit_log ON id = audit_id WHERE clerk_id = 'user_2'";
     assert_eq!(world.value(actors).await, "1");
@@ -146,7 +146,7 @@ async fn a_claim_that_lost_is_no_news_when_it_is_shown_again(mut world: World) {
         }
     }
     assert_eq!(world.count("audit_log").await, lines);
-    // Once the other has another one, it is theirs again.
+    // When the other user gives the address up, the first user gets it back.
     world.deliver(&holds("user_2", "other@example.com", 2000)).await;
     assert_eq!(world.apply(&*world.store, &[shown("user_1", 0, 7000)]).await, [Ok(Applied)]);
     assert_eq!(email(&world, "user_1").await, "ada@example.com");
@@ -162,7 +162,7 @@ async fn an_address_is_free_while_the_deletion_of_its_owner_is_held_back_or_refu
         (email(&world, "user_1").await, email(&world, "user_2").await),
         ("ada@example.com".into(), "ada@example.com".into())
     );
-    // In one batch as well.
+    // The same in one batch.
     world.deliver(&holds("user_3", "bea@example.com", 0)).await;
     let batch = [Event::deleted("user_3", 500), holds("user_4", "bea@example.com", 1000)];
     assert_eq!(world.deliver_all(&batch).await, [Applied, Applied]);
@@ -170,7 +170,7 @@ async fn an_address_is_free_while_the_deletion_of_its_owner_is_held_back_or_refu
         (email(&world, "user_3").await, email(&world, "user_4").await),
         ("bea@example.com".into(), "bea@example.com".into())
     );
-    // A row that cannot be deleted yet.
+    // The same for a row that cannot be deleted yet.
     world.rules.grace = TimeDelta::zero();
     world.deliver(&holds("user_5", "cy@example.com", 0)).await;
     crate::application::resist(&mut world, &["user_5"]).await;
@@ -189,7 +189,7 @@ async fn an_address_goes_from_somebody_deleted_to_somebody_new_in_one_batch(mut 
     assert_eq!(world.deliver_all(&batch).await, [Applied; 3]);
     let batch = [Event::deleted("user_2", 1500), holds("user_3", "ada@example.com", 2000)];
     assert_eq!(world.deliver_all(&batch).await, [Applied; 2]);
-    // Also if the new one is told of first.
+    // The same if the event of the new user arrives first.
     assert_eq!(world.deliver(&holds("user_4", "ada@example.com", 3000)).await, Applied);
     assert_eq!(world.deliver(&Event::deleted("user_3", 2500)).await, Applied);
     assert_eq!(world.column("SELECT clerk_id FROM users").await, ["user_4"]);
@@ -237,7 +237,7 @@ async fn switched_on_it_settles_what_is_shared_and_switched_off_it_is_gone(mut w
     let lines = "SELECT clerk_id FROM audit_log WHERE action = 'USER_UPDATED' AND source = 'cli' ORDER BY id";
     assert_eq!(world.column(lines).await, ["user_2", "user_3"]);
     let twice = "UPDATE users SET email = 'bea@example.com' WHERE clerk_id = 'user_2'";
-    assert!(world.try_sql(twice).await.is_err(), "the database sees to it");
+    assert!(world.try_sql(twice).await.is_err(), "the database enforces it");
     world.unique_email(false).await;
     world.sql(twice).await;
     assert_eq!(world.deliver(&holds("user_3", "bea@example.com", 3000)).await, Applied);
@@ -269,7 +269,7 @@ async fn two_who_swap_under_an_index_of_the_application_go_together(mut world: W
                 let moved = holds(&id(person), &address(person + 1), 1000);
                 assert_eq!(world.deliver(&moved).await, Parked, "{form}");
             }
-            // The first of them that is tried again takes the others along.
+            // The first retry applies the others' events too.
             world.pass(TimeDelta::minutes(1));
             world.drain().await;
             for person in 0..people {
@@ -277,7 +277,7 @@ async fn two_who_swap_under_an_index_of_the_application_go_together(mut world: W
             }
             assert_eq!(world.count("webhook_queue").await, 0);
         }
-        // In one batch they go at once.
+        // In one batch, both are applied at once.
         let batch = [
             holds(&format!("user_{round}_2_0"), &format!("p0-{round}-2@example.com"), 2000),
             holds(&format!("user_{round}_2_1"), &format!("p1-{round}-2@example.com"), 2000),

@@ -1,5 +1,5 @@
-//! Accepting first and processing later, by the real program: `serve` and `worker` side by side, whoever of them dies,
-//! and what an operator can do with deliveries that wait.
+//! Accepting first and processing later with the real program: `serve` and `worker` next to each other, whichever of them is
+//! killed, and how an operator can handle waiting deliveries.
 
 use std::{
     collections::HashSet,
@@ -77,7 +77,7 @@ fn a_service_that_only_receives_leaves_the_work_to_workers(host: &mut Host) {
             && service.metric("clerk_sync_queue_oldest_seconds").is_some_and(|age| age > 0.0)
     });
     assert_eq!((host.count("users"), host.count("webhook_queue")), (0, 20));
-    // It signs nothing, and needs no secret.
+    // A worker verifies no signatures, so it needs no secret.
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
     let mut worker = host.work();
     eventually("applied", || host.count("users") == 20 && host.count("webhook_queue") == 0);
@@ -95,7 +95,7 @@ fn a_service_that_only_receives_leaves_the_work_to_workers(host: &mut Host) {
     service.stop();
 }
 
-/// A service that only receives, with one delivery of each kind: waiting, a deletion, and dead.
+/// Start a service without workers, with three deliveries: a pending one, a deletion, and a dead letter.
 fn with_three(host: &mut Host) -> (Service, [Post; 3]) {
     host.set("PROCESSING", "queue");
     host.set("ADMIN_TOKEN", TOKEN);
@@ -151,8 +151,12 @@ fn what_waits_is_listed_shown_tried_again_and_taken_out(host: &mut Host) {
     assert_eq!(host.count("webhook_queue WHERE state = 'dead'"), 1);
     assert!(run(&["retry", &dead.id]).succeeded().contains("1  due again"));
     assert_eq!(host.count("webhook_queue WHERE state = 'dead'"), 0);
-    assert_eq!(run(&["retry"]).code, Some(2), "it has to be said which");
-    assert_eq!(run(&["retry", &dead.id, "--all"]).code, Some(2), "one of them");
+    assert_eq!(run(&["retry"]).code, Some(2), "the command requires a selection");
+    assert_eq!(
+        run(&["retry", &dead.id, "--all"]).code,
+        Some(2),
+        "the command accepts only one kind of selection"
+    );
     assert_eq!(run(&["retry", "msg_none"]).code, Some(1));
 
     let asked = run(&["discard", &waiting.id, &dead.id]);
@@ -205,7 +209,7 @@ fn the_same_can_be_done_over_http(host: &mut Host) {
     assert_eq!(get(&format!("{path}?reveal=true")).json()["payload"], waiting.body);
     assert_eq!(host.sql(revealed), [[waiting.id.as_str(), "user_1", "api"]]);
     if host.keeper == Keeper::Sqlite {
-        // What cannot be written down is not shown.
+        // If the audit line cannot be written, the payload is not shown.
         host.sql("CREATE TRIGGER deaf BEFORE INSERT ON audit_log BEGIN SELECT RAISE(ABORT, 'deaf'); END");
         let refused = get(&format!("{path}?reveal=true"));
         assert_eq!((refused.status, refused.word().as_str()), (503, "database_unavailable"));
@@ -297,7 +301,7 @@ fn a_statement_that_the_database_refuses_kills_no_delivery() {
     host.set("PROCESSING", "queue");
     host.set("QUEUE_MAX_ATTEMPTS", "1");
     let service = host.serve();
-    // A table of ours is not where it should be.
+    // One of our tables is missing.
     host.sql("ALTER TABLE audit_log RENAME TO elsewhere");
     let delivery = post(&user("user.created", "user_1", milliseconds(), "Ada"));
     assert_eq!(service.post(&delivery).word(), "queued");
@@ -314,7 +318,7 @@ fn a_deletion_that_takes_longer_than_a_statement_may_is_done_all_the_same() {
     let service = host.serve();
     let send = |event: &Value| service.post(&post(event)).word();
     assert_eq!(send(&user("user.created", "user_1", milliseconds(), "Ada")), "applied");
-    // As if much hung on the row.
+    // A slow trigger stands in for many rows that are deleted along with it.
     host.sql(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              PERFORM pg_sleep(4);
@@ -329,7 +333,7 @@ fn a_deletion_that_takes_longer_than_a_statement_may_is_done_all_the_same() {
     service.stop();
 }
 
-/// Two that receive and two that only work, and somebody who kills one of them again and again.
+/// Two receivers and two workers, one of which is killed again and again.
 #[test]
 fn whoever_is_killed_nothing_accepted_is_missing_and_nothing_applied_twice() {
     const RECEIVERS: usize = 2;
@@ -344,7 +348,7 @@ fn whoever_is_killed_nothing_accepted_is_missing_and_nothing_applied_twice() {
         Mutex::new(processes[..RECEIVERS].iter().map(address).collect());
     let (accepted, ended) = (Mutex::new(Vec::new()), AtomicBool::new(false));
     let kills = load(8, 60);
-    // 1,000 events a second in the full run.
+    // The full run sends 1,000 events per second.
     let (senders, pause) = (16, Duration::from_millis(load(4, 16) as u64));
     thread::scope(|scope| {
         for sender in 0..senders {
@@ -370,17 +374,17 @@ fn whoever_is_killed_nothing_accepted_is_missing_and_nothing_applied_twice() {
     });
     let began = Instant::now();
     eventually("the queue is empty", || host.count("webhook_queue") == 0);
-    assert!(began.elapsed() < Duration::from_secs(30), "something was stuck");
+    assert!(began.elapsed() < Duration::from_secs(30), "a delivery was stuck");
     let worked_on: HashSet<String> =
         host.sql("SELECT svix_id FROM processed_webhooks").concat().into_iter().collect();
     let accepted = accepted.into_inner().expect("not poisoned");
     assert!(accepted.len() > 50 * kills, "{}", accepted.len());
     for id in &accepted {
-        assert!(worked_on.contains(id), "{id} was accepted and is missing");
+        assert!(worked_on.contains(id), "{id} was accepted, but is missing");
     }
     let audited: Vec<String> = host.sql("SELECT svix_id FROM audit_log").concat();
     let once: HashSet<&String> = audited.iter().collect();
-    assert_eq!(audited.len(), once.len(), "something was applied twice");
+    assert_eq!(audited.len(), once.len(), "a delivery was applied twice");
     assert_eq!(host.count("processed_webhooks WHERE outcome = 'applied'"), audited.len());
     assert_eq!(host.count("users"), host.count("audit_log WHERE action = 'USER_CREATED'"));
     measured(&format!("{} accepted: 0 missing, 0 twice", accepted.len()));
@@ -389,7 +393,7 @@ fn whoever_is_killed_nothing_accepted_is_missing_and_nothing_applied_twice() {
     }
 }
 
-/// Send users' lives to whoever receives, again until each event is accepted.
+/// Send created and updated events to the receivers, each one until it is accepted.
 fn send(
     sender: usize,
     receivers: &Mutex<Vec<Option<SocketAddr>>>,

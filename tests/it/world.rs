@@ -1,11 +1,12 @@
-//! A small world for one test: a fresh store, a clock that stands still, and somebody who signs like Svix.
+//! The environment of one test: a fresh store, a clock that the test moves, and a signer that signs like Svix.
 //!
-//! Postgres is looked for at `TEST_POSTGRES_URL`; every world has a schema of its own there, and drops it at its end. MariaDB and
-//! MySQL are looked for at `TEST_MARIADB_URL` and `TEST_MYSQL_URL`, MongoDB at `TEST_MONGODB_URL`, and there it is a database. What a
-//! test asks a MongoDB in SQL is asked of a [`Mirror`] of it. A server that is absent skips the test with a printed line, unless `REQUIRE_STORES` (such as `postgres,sqlite`) names it: then absence is failure.
+//! The environment variables `TEST_POSTGRES_URL`, `TEST_MARIADB_URL`, `TEST_MYSQL_URL` and `TEST_MONGODB_URL` name the servers.
+//! Each world creates its own schema (PostgreSQL) or database (the others) and drops it at the end. SQL that a test runs on
+//! MongoDB goes through a [`Mirror`]. If a server is absent, the test prints a line and is skipped. If `REQUIRE_STORES` (for
+//! example `postgres,sqlite`) names that server, the test fails instead.
 
-#![expect(unreachable_pub, reason = "what the tests may use is `pub`, though no other crate sees it")]
-#![expect(clippy::print_stderr, reason = "whoever reads a test's output has to see that it was skipped")]
+#![expect(unreachable_pub, reason = "items for the tests are `pub`, although no other crate sees them")]
+#![expect(clippy::print_stderr, reason = "the output of a test must show that it was skipped")]
 
 use std::{
     collections::BTreeMap,
@@ -56,19 +57,19 @@ use crate::{mirror::Mirror, secantus};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// When every world begins: 2026-01-01T00:00:00Z, in unix milliseconds.
+/// The time at which every world begins: 2026-01-01T00:00:00Z, in unix milliseconds.
 pub const NOW: i64 = 1_767_225_600_000;
 
-/// When the people of these tests signed up: the day before, with milliseconds that must not get lost.
+/// The time at which the test users signed up: the day before `NOW`, with milliseconds that must be preserved.
 pub const SIGN_UP: i64 = NOW - 86_400_000 + 123;
 
-/// The time that our work gets here, longer than in the service: a busy machine is no trouble of the database.
+/// Deadline for our work. It is longer than in the service, so that a busy machine does not look like a database failure.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A column in which MariaDB and MySQL note what a transaction has just inserted. Once that is committed it means nothing.
+/// A column in which MariaDB and MySQL mark the rows that a transaction has just inserted. It has no meaning after the commit.
 const FRESH: &str = "token";
 
-/// A database that keeps users.
+/// A database backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keeper {
     Postgres,
@@ -89,7 +90,7 @@ impl Keeper {
         }
     }
 
-    /// Where its server is looked for; empty if it has none.
+    /// The URL of the server; empty for SQLite, which needs no server.
     pub fn server_url(self) -> String {
         let (variable, usual) = match self {
             Self::Postgres => ("TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres"),
@@ -101,16 +102,16 @@ impl Keeper {
         std::env::var(variable).unwrap_or_else(|_| usual.to_owned())
     }
 
-    /// Whether it is MariaDB or MySQL.
+    /// Whether this is MariaDB or MySQL.
     pub fn is_mysql(self) -> bool {
         matches!(self, Self::Mariadb | Self::Mysql)
     }
 }
 
-/// So that MariaDB and MySQL take what every keeper takes.
+/// Makes MariaDB and MySQL accept the same SQL as the other backends.
 pub const SQL_MODE: &str = "SET SESSION sql_mode = 'ANSI_QUOTES,PIPES_AS_CONCAT,STRICT_ALL_TABLES'";
 
-/// Run a test in a fresh, migrated world on this keeper, or skip it.
+/// Run a test in a fresh, migrated world on this backend, or skip it.
 pub fn run<F: Future<Output = ()>>(keeper: Keeper, test: impl FnOnce(World) -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -118,10 +119,10 @@ pub fn run<F: Future<Output = ()>>(keeper: Keeper, test: impl FnOnce(World) -> F
             let required = std::env::var("REQUIRE_STORES").unwrap_or_default();
             assert!(
                 !required.split([',', ' ']).any(|name| name == keeper.name()),
-                "{} is required, and absent",
+                "{} is required but not available",
                 keeper.name()
             );
-            eprintln!("skipped: there is no {}", keeper.name());
+            eprintln!("skipped: {} is not available", keeper.name());
             return;
         };
         world.store.migrate().await.unwrap();
@@ -129,21 +130,21 @@ pub fn run<F: Future<Output = ()>>(keeper: Keeper, test: impl FnOnce(World) -> F
     });
 }
 
-/// Somebody's database, and all that a test needs around it.
+/// A database, and everything else that a test needs.
 pub struct World {
     pub keeper: Keeper,
     pub store: Arc<dyn Store>,
-    /// The same, where it speaks SQL.
+    /// The same store, for SQL databases.
     sql_store: Option<Arc<dyn SqlDatabase>>,
     pub rules: Rules,
-    /// What our clock says; a test moves it by hand.
+    /// The current time; a test moves it by hand.
     pub now: DateTime<Utc>,
-    /// The kinds of objects that the store keeps.
+    /// The kinds of objects in the store.
     kinds: &'static [&'static Entity],
     place: Place,
 }
 
-/// Where the store keeps its tables, seen from outside.
+/// The place of the store's tables, for access from outside.
 enum Place {
     Postgres { pool: PgPool, server: Box<PgConnectOptions>, schema: String },
     Sqlite { pool: SqlitePool, folder: TempDir },
@@ -151,13 +152,13 @@ enum Place {
     Mongodb { mirror: Mirror, url: String, database: String, _folder: TempDir },
 }
 
-/// A text of a test's, which says the plain names of our tables, with those that the database knows.
+/// SQL of a test, with our plain table names replaced by the real (prefixed) names.
 fn named(sql: &str, dialect: Dialect) -> AssertSqlSafe<String> {
     AssertSqlSafe(prefix::in_text(sql, dialect).into_owned())
 }
 
 impl World {
-    /// A store without any table. `None` if there is no server.
+    /// Open a store without tables. Returns `None` if the server is not available.
     pub async fn new(keeper: Keeper) -> Option<Self> {
         if let Ok(prefix) = env::var("TEST_TABLE_PREFIX") {
             prefix::set(&prefix);
@@ -180,24 +181,26 @@ impl World {
         })
     }
 
-    /// Write how deliveries of messages ended; gives of how many.
+    /// Record how deliveries of messages ended. Returns how many were recorded.
     pub async fn finish(&self, ended: &[(Claimed, Ending)]) -> store::Result<u64> {
         ending::finish(&*self.store, ended, self.now).await
     }
 
-    /// The store, as one that is given statements.
+    /// The store as an SQL database.
     pub fn sql_store(&self) -> Arc<dyn SqlDatabase> {
         Arc::clone(self.sql_store.as_ref().expect("a database that speaks SQL"))
     }
 
-    /// Another process that works with the same database.
+    /// Open the same database again, as another process would.
     pub async fn open(&self) -> Arc<dyn Store> {
         self.place.open(&[], self.rules.unique_email, self.kinds).await.0
     }
 
-    /// MongoDB: another process that reaches it at this address.
+    /// MongoDB: open the same database through this address, as another process would.
     pub async fn open_at(&self, address: SocketAddr) -> Arc<dyn Store> {
-        let Place::Mongodb { url, .. } = &self.place else { panic!("only MongoDB is opened so") };
+        let Place::Mongodb { url, .. } = &self.place else {
+            panic!("only MongoDB can be opened at an address")
+        };
         let options = store::mongodb::Options {
             uri: secantus::with_host(url, &address.to_string()).into(),
             anonymize_columns: Vec::new(),
@@ -209,7 +212,7 @@ impl World {
         Arc::new(Mongo::connect(options).await.unwrap())
     }
 
-    /// Start anew with other kinds of objects.
+    /// Reopen the store with other kinds of objects.
     pub async fn know(&mut self, kinds: &'static [&'static Entity]) {
         self.kinds = kinds;
         if let Place::Mongodb { mirror, .. } = &mut self.place {
@@ -218,7 +221,7 @@ impl World {
         self.store = self.open().await;
     }
 
-    /// The kind of SQL that is spoken here, with MongoDB by its mirror.
+    /// The SQL dialect of this backend. For MongoDB it is the dialect of the mirror.
     pub fn dialect(&self) -> Dialect {
         match self.keeper {
             Keeper::Postgres => Dialect::Postgres,
@@ -228,12 +231,12 @@ impl World {
         }
     }
 
-    /// Whether it locks rows. SQLite locks the whole database for each transaction that writes.
+    /// Whether the backend locks rows. SQLite locks the whole database for each transaction that writes.
     pub fn locks_rows(&self) -> bool {
         self.keeper != Keeper::Sqlite
     }
 
-    /// The collation that compares texts byte by byte.
+    /// The collation that compares strings byte by byte.
     pub fn collation(&self) -> &'static str {
         match self.keeper {
             Keeper::Postgres => "C",
@@ -243,7 +246,7 @@ impl World {
         }
     }
 
-    /// The type of a column of the application that points to ids of ours.
+    /// The type of an application's column that references our ids.
     pub fn id_type(&self) -> String {
         match self.keeper {
             Keeper::Postgres | Keeper::Sqlite | Keeper::Mongodb => "TEXT".to_owned(),
@@ -253,16 +256,16 @@ impl World {
         }
     }
 
-    /// Start anew with `UNIQUE_EMAIL`, on or off.
+    /// Reopen the store with `UNIQUE_EMAIL` on or off, and migrate it.
     pub async fn unique_email(&mut self, on: bool) {
         self.rules.unique_email = on;
         self.store = self.open().await;
         self.store.migrate().await.unwrap();
     }
 
-    /// Postgres: the same, as a role of fewer rights.
+    /// Postgres: open the store as a role with fewer privileges.
     pub fn open_as(&self, role: &str) -> Arc<dyn Store> {
-        let Place::Postgres { server, schema, .. } = &self.place else { panic!("there are no roles") };
+        let Place::Postgres { server, schema, .. } = &self.place else { panic!("only PostgreSQL has roles") };
         Arc::new(Postgres::new(store::postgres::Options {
             connect: PgConnectOptions::clone(server).options([("role", role)]),
             schema: schema.clone(),
@@ -273,17 +276,17 @@ impl World {
         }))
     }
 
-    /// The same, with `ANONYMIZE_COLUMNS`.
+    /// Open the store with `ANONYMIZE_COLUMNS`.
     pub async fn open_anonymizing(&self, columns: &[&str]) -> Arc<dyn Store> {
         self.place.open(columns, false, self.kinds).await.0
     }
 
-    /// Let time pass.
+    /// Advance the clock.
     pub fn pass(&mut self, time: TimeDelta) {
         self.now += time;
     }
 
-    /// A genuine request with this body, understood.
+    /// Sign, verify and parse this event.
     pub fn delivery(&self, event: &Event) -> Delivery {
         let secret = Secret::parse(SECRET).unwrap();
         let body = event.body();
@@ -299,7 +302,7 @@ impl World {
         event::parse(&verified, &self.rules.selection, self.now).delivery
     }
 
-    /// Deliver one event alone.
+    /// Deliver a single event.
     pub async fn deliver(&self, event: &Event) -> Outcome {
         self.deliver_all(std::slice::from_ref(event)).await[0]
     }
@@ -309,7 +312,7 @@ impl World {
         self.try_deliver_all(events).await.into_iter().collect::<Result<_, _>>().unwrap()
     }
 
-    /// Deliver events as one batch that may fail.
+    /// Deliver events as one batch; each result may be an error.
     pub async fn try_deliver_all(&self, events: &[Event]) -> Vec<Result<Outcome, StoreError>> {
         let batch: Vec<Delivery> = events.iter().map(|event| self.delivery(event)).collect();
         self.apply(&*self.store, &batch).await
@@ -328,18 +331,18 @@ impl World {
         results.into_iter().collect::<Result<_, _>>().unwrap()
     }
 
-    /// One turn of a worker.
+    /// Run one turn of a worker.
     pub async fn drain_once(&self, store: &dyn Store) -> Drained {
         self.drain_from(store, &Frontier::default()).await
     }
 
-    /// The same, by a worker that knows where the queue begins.
+    /// Run one turn of a worker that knows where the queue begins.
     pub async fn drain_from(&self, store: &dyn Store, frontier: &Frontier) -> Drained {
         let pace = Pace::new(sync::drain::BATCH);
         sync::drain(store, &self.rules, self.now, Instant::now() + PATIENCE, &pace, frontier).await
     }
 
-    /// What workers do until nothing is due: what became of the deliveries, in the order in which they were worked on.
+    /// Run turns of a worker until nothing is due. Returns the outcomes in the order of processing.
     pub async fn drain(&self) -> Vec<(String, Outcome)> {
         let mut all = Vec::new();
         loop {
@@ -352,22 +355,22 @@ impl World {
         }
     }
 
-    /// A user's row, as the contract gives it.
+    /// A user's row, as the store contract returns it.
     pub async fn user(&self, id: &str) -> Option<Object> {
         self.store.row(&clerk_id(id)).await.unwrap().map(|row| row.object)
     }
 
-    /// The text of one field of a user who must be there.
+    /// The text of one field of an existing user.
     pub async fn text(&self, id: &str, field: Field) -> Option<String> {
         self.user(id).await.unwrap().profile[field].text().map(ToOwned::to_owned)
     }
 
-    /// Run SQL that every keeper understands, as the application would. Times in it are `'2026-01-01T00:00:00.000Z'`.
+    /// Run SQL that every backend understands, as the application would. Times are written as `'2026-01-01T00:00:00.000Z'`.
     pub async fn sql(&self, statements: &str) {
         self.try_sql(statements).await.unwrap();
     }
 
-    /// Run SQL that may be refused.
+    /// Run SQL that the database may refuse.
     pub async fn try_sql(&self, statements: &str) -> Result<(), sqlx::Error> {
         let text = |statements: &str, dialect| sqlx::raw_sql(named(statements, dialect));
         match &self.place {
@@ -382,9 +385,9 @@ impl World {
         }
     }
 
-    /// A transaction that sees everything as it is now: while it is open PostgreSQL removes nothing that goes from now on.
+    /// Open a transaction with a current snapshot. While it is open, PostgreSQL cannot remove rows that are deleted later.
     pub async fn old_snapshot(&self) -> sqlx::Transaction<'static, sqlx::Postgres> {
-        let Place::Postgres { pool, .. } = &self.place else { panic!("only PostgreSQL has one") };
+        let Place::Postgres { pool, .. } = &self.place else { panic!("only PostgreSQL has snapshots") };
         let mut transaction = pool.begin().await.unwrap();
         transaction
             .execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM users")
@@ -393,18 +396,18 @@ impl World {
         transaction
     }
 
-    /// The collections of a MongoDB.
+    /// The mirror of a MongoDB.
     pub fn mirror(&self) -> &Mirror {
-        let Place::Mongodb { mirror, .. } = &self.place else { panic!("there are no collections") };
+        let Place::Mongodb { mirror, .. } = &self.place else { panic!("only MongoDB has collections") };
         mirror
     }
 
-    /// Whether foreign keys and triggers of an application can refuse a deletion.
+    /// Whether an application's foreign keys and triggers can refuse a deletion.
     pub fn refuses_deletions(&self) -> bool {
         self.keeper != Keeper::Mongodb
     }
 
-    /// Run SQL that each keeper says in its own way, the mirror of a MongoDB as SQLite.
+    /// Run the SQL for this backend. The mirror of a MongoDB uses the SQLite version.
     pub async fn sql_of(&self, postgres: &str, sqlite: &str, mysql: &str) {
         self.sql(match self.keeper {
             Keeper::Postgres => postgres,
@@ -414,7 +417,7 @@ impl World {
         .await;
     }
 
-    /// Rows of a query, each as JSON; bytes are read as text.
+    /// Rows of a query as JSON, with bytes decoded as text.
     pub async fn rows(&self, query: &str) -> Vec<Map<String, Json>> {
         match &self.place {
             Place::Postgres { pool, .. } => {
@@ -428,7 +431,7 @@ impl World {
                 rows.iter().map(sqlite_row).collect()
             }
             Place::Mysql { pool, .. } => {
-                // Prepared once: to forget a statement has no answer, and the next one then waits 40 ms for Nagle.
+                // Prepare the statement once: closing one gets no answer, so the next statement would wait 40 ms for Nagle.
                 let query = sqlx::query(named(query, Dialect::Mysql));
                 let rows = query.fetch_all(pool).await.unwrap();
                 rows.iter().map(mysql_row).collect()
@@ -453,24 +456,24 @@ impl World {
         column.into_iter().next().unwrap()
     }
 
-    /// How many rows a table has.
+    /// The number of rows in a table.
     pub async fn count(&self, table: &str) -> u64 {
         self.value(&format!("SELECT count(*) AS n FROM {table}")).await.parse().unwrap()
     }
 
-    /// The one line of `webhook_queue`.
+    /// The only row of `webhook_queue`.
     pub async fn parked(&self) -> Map<String, Json> {
         let mut rows = self.rows("SELECT * FROM webhook_queue").await;
         assert_eq!(rows.len(), 1, "{rows:?}");
         rows.remove(0)
     }
 
-    /// `audit_log` in the order in which it was written: action and clerk id.
+    /// `audit_log` in write order: action and clerk id.
     pub async fn audit(&self) -> Vec<String> {
         self.column("SELECT action || ' ' || clerk_id AS line FROM audit_log ORDER BY id").await
     }
 
-    /// Names of our tables that have rows, found with one statement: most have none.
+    /// Names of our tables that have rows, found with one statement because most tables are empty.
     async fn tables_with_rows(&self) -> Vec<&'static str> {
         let looks = TABLES.iter().enumerate().map(|(place, table)| {
             format!("SELECT {place} AS place FROM (SELECT 1 AS one FROM {} LIMIT 1) AS t{place}", table.name)
@@ -481,7 +484,7 @@ impl World {
         places.into_iter().map(|place| TABLES[place].name).collect()
     }
 
-    /// Every row of every table of ours, sorted, with bytes decoded.
+    /// Every row of all our tables, sorted, with bytes decoded.
     pub async fn dump(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for table in self.tables_with_rows().await {
@@ -494,8 +497,8 @@ impl World {
         lines
     }
 
-    /// The same without numbers that the database hands out, which differ after anything was rolled back: actors
-    /// are named by their delivery. Columns of these names are left out as well.
+    /// Like `dump`, but without database-generated numbers, which differ after a rollback: actors are identified by their
+    /// delivery. Columns with these names are left out too.
     pub async fn dump_without(&self, columns: &[&str]) -> Vec<String> {
         let mut lines = Vec::new();
         for table in self.tables_with_rows().await {
@@ -525,12 +528,12 @@ impl World {
         }
     }
 
-    /// Postgres: make the schema, as the application may have done.
+    /// Postgres: create the schema, as the application may have done.
     pub async fn create_schema(&self) {
         self.sql(&format!("CREATE SCHEMA {}", self.schema())).await;
     }
 
-    /// Empty every table, faster than making a new world.
+    /// Empty every table, which is faster than creating a new world.
     pub async fn empty(&self) {
         if let Place::Mongodb { mirror, .. } = &self.place {
             return mirror.empty().await;
@@ -548,11 +551,11 @@ impl World {
         .await;
     }
 
-    /// Wait until no connection of anybody is in a transaction.
+    /// Wait until no connection is in a transaction.
     pub async fn wait_until_idle(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
-        // A statement may still be on its way to MySQL or MariaDB, where a transaction shows only once it has read something.
-        // What a transaction inserted that is being undone is not seen in a MongoDB.
+        // MySQL and MariaDB show a transaction only after it has read something, so a statement on its way is not visible yet.
+        // MongoDB does not show the inserts of a transaction that is being rolled back.
         let mut looks = if matches!(self.place, Place::Mysql { .. } | Place::Mongodb { .. }) { 2 } else { 1 };
         loop {
             let busy = match &self.place {
@@ -564,13 +567,13 @@ impl World {
                     );
                     !self.rows(&query).await.is_empty()
                 }
-                // The first fails while somebody writes, the second tells whether anybody reads.
+                // The first check fails while another connection writes; the second detects readers.
                 Place::Sqlite { .. } => {
                     self.try_sql("BEGIN EXCLUSIVE; COMMIT").await.is_err()
                         || self.checkpoint().await != Some(0)
                 }
                 Place::Mysql { database, .. } => {
-                    // Tables about transactions answer from a cache for as long as anybody reads them often.
+                    // Queries of the transaction tables return a cached result while they are queried often.
                     let sessions = format!(
                         "SELECT id FROM information_schema.processlist
                          WHERE db = '{database}' AND id <> connection_id()"
@@ -604,8 +607,7 @@ impl World {
         sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(pool).await.ok()
     }
 
-    /// Postgres: what a backup of our schema says, if `pg_dump` is there and of a version that this server's is not too new
-    /// for.
+    /// Postgres: a backup of our schema, if `pg_dump` exists and is not too old for this server.
     pub fn backup(&self) -> Option<String> {
         let Place::Postgres { schema, .. } = &self.place else { return None };
         let dumped = std::process::Command::new("pg_dump")
@@ -615,7 +617,7 @@ impl World {
         dumped.status.success().then(|| String::from_utf8_lossy(&dumped.stdout).into_owned())
     }
 
-    /// Whether these bytes stand in any file of the database. Only an embedded one's can be looked at.
+    /// Whether any file of the database contains these bytes. Only SQLite's files can be read; for the others it is `false`.
     pub fn files_contain(&self, needle: &str) -> bool {
         let Place::Sqlite { folder, .. } = &self.place else { return false };
         std::fs::read_dir(folder.path()).unwrap().any(|file| {
@@ -663,7 +665,7 @@ impl Place {
         let schema = format!("test_{:016x}", rand::random::<u64>());
         let server =
             PgConnectOptions::from_str(&url).unwrap().application_name(&schema).disable_statement_logging();
-        // A pool would try for long; whether there is a server is known at once.
+        // A pool would retry for a long time; a single connection fails at once if the server is not available.
         server.connect().await.ok()?.close().await.ok()?;
         let inside = server.clone().options([("search_path", schema.as_str()), ("timezone", "UTC")]);
         let pool = PgPoolOptions::new()
@@ -683,7 +685,7 @@ impl Place {
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5))
             .disable_statement_logging();
-        // Nothing may stay open that could be seen as a reader: one connection, one statement at a time.
+        // An open statement would look like a reader, so use one connection, with one statement at a time.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(file).await.unwrap();
         Self::Sqlite { pool, folder }
     }
@@ -739,7 +741,7 @@ impl Place {
     }
 }
 
-/// Whether this goes well in a runtime of its own: ours may be shutting down, and `drop` cannot wait for it.
+/// Whether this work succeeds in a separate runtime. Our runtime may be shutting down, and `drop` cannot await.
 fn elsewhere(work: impl Future<Output = sqlx::Result<()>> + Send + 'static) -> bool {
     let worked = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -782,7 +784,7 @@ impl Drop for Place {
     }
 }
 
-/// One event on its way, which a test writes field by field.
+/// An event to deliver, which a test builds field by field.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub svix_id: String,
@@ -792,28 +794,28 @@ pub struct Event {
 }
 
 impl Event {
-    /// `user.created` with every field that can be synced, and more.
+    /// `user.created` with every field that can be synced, and others.
     pub fn created(id: &str) -> Self {
         Self::about("user.created", full_user(id), SIGN_UP)
     }
 
-    /// `user.updated`, as many milliseconds after the sign-up.
+    /// `user.updated`, this many milliseconds after the sign-up.
     pub fn updated(id: &str, after: i64) -> Self {
         Self::about("user.updated", full_user(id), SIGN_UP).after(after)
     }
 
-    /// `user.updated` with nothing but the id and the time.
+    /// `user.updated` with only the id and the time.
     pub fn minimal(id: &str, after: i64) -> Self {
         let data = json!({ "id": id, "object": "user", "updated_at": SIGN_UP });
         Self::about("user.updated", data, SIGN_UP).after(after)
     }
 
-    /// `user.deleted`, as many milliseconds after the sign-up.
+    /// `user.deleted`, this many milliseconds after the sign-up.
     pub fn deleted(id: &str, after: i64) -> Self {
         Self::about("user.deleted", json!({ "id": id, "object": "user", "deleted": true }), SIGN_UP + after)
     }
 
-    /// Any event.
+    /// An event of any type.
     pub fn about(event_type: &str, data: impl Into<Json>, timestamp: i64) -> Self {
         Self::json(json!({
             "data": data.into(),
@@ -825,30 +827,30 @@ impl Event {
         }))
     }
 
-    /// Any JSON.
+    /// An event with any JSON body.
     pub fn json(json: Json) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Self { svix_id: format!("msg_{number:08}"), json, raw: None, replacements: Vec::new() }
     }
 
-    /// Any bytes.
+    /// An event with any bytes as its body.
     pub fn raw(body: impl Into<Bytes>) -> Self {
         Self { raw: Some(body.into()), ..Self::json(Json::Null) }
     }
 
-    /// Say which message it is.
+    /// Set the svix-id.
     pub fn svix(mut self, id: &str) -> Self {
         id.clone_into(&mut self.svix_id);
         self
     }
 
-    /// Another message that says the same.
+    /// The same body under another svix-id.
     pub fn again(&self) -> Self {
         Self { svix_id: Self::json(Json::Null).svix_id, ..self.clone() }
     }
 
-    /// `updated_at` and the envelope's time, in milliseconds after the sign-up.
+    /// Set `updated_at` and the envelope's timestamp, in milliseconds after the sign-up.
     pub fn after(self, milliseconds: i64) -> Self {
         self.set("updated_at", json!(SIGN_UP + milliseconds))
             .envelope("timestamp", json!(SIGN_UP + milliseconds))
@@ -860,13 +862,13 @@ impl Event {
         self
     }
 
-    /// Leave a field of `data` out.
+    /// Remove a field of `data`.
     pub fn without(mut self, name: &str) -> Self {
         self.json["data"].as_object_mut().unwrap().remove(name);
         self
     }
 
-    /// The primary e-mail address, verified.
+    /// Set the primary email address, verified.
     pub fn email(self, address: &str) -> Self {
         self.set("primary_email_address_id", "idn_1").set("email_addresses", emails(address))
     }
@@ -877,13 +879,13 @@ impl Event {
         self
     }
 
-    /// Leave a field of the envelope out.
+    /// Remove a field of the envelope.
     pub fn without_envelope(mut self, name: &str) -> Self {
         self.json.as_object_mut().unwrap().remove(name);
         self
     }
 
-    /// Write something into the body that no JSON library would.
+    /// Replace text in the body, to produce JSON that no library would write.
     pub fn replacing(mut self, from: &str, to: &str) -> Self {
         self.replacements.push((from.to_owned(), to.to_owned()));
         self
@@ -903,7 +905,7 @@ impl Event {
     }
 }
 
-/// A list with this address, and one that is not the primary one before it.
+/// A list with this address as the primary one, preceded by another address.
 pub fn emails(address: &str) -> Json {
     json!([
         {
@@ -918,7 +920,7 @@ pub fn emails(address: &str) -> Json {
     ])
 }
 
-/// Clerk's user object as it comes over the wire, with something in every field that can be synced.
+/// A user object as Clerk sends it, with a value in every field that can be synced.
 fn full_user(id: &str) -> Json {
     json!({
         "id": id,
@@ -959,12 +961,12 @@ fn full_user(id: &str) -> Json {
     })
 }
 
-/// Unix milliseconds as a time.
+/// Convert unix milliseconds to a time.
 pub fn at(milliseconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(milliseconds).unwrap()
 }
 
-/// Milliseconds after the sign-up as a time.
+/// Convert milliseconds after the sign-up to a time.
 pub fn after(milliseconds: i64) -> DateTime<Utc> {
     at(SIGN_UP + milliseconds)
 }
@@ -973,7 +975,7 @@ pub fn clerk_id(id: &str) -> ClerkId {
     ClerkId::new(&USER, id).unwrap()
 }
 
-/// The same statements with times as MariaDB and MySQL take them, which know no `Z`.
+/// The same statements with times in the format of MariaDB and MySQL, which do not accept `Z`.
 pub fn without_zones(statements: &str) -> String {
     let time =
         |text: &str| Some(DateTime::parse_from_rfc3339(text).ok()?.to_utc().format("%F %T%.3f").to_string());
@@ -981,12 +983,12 @@ pub fn without_zones(statements: &str) -> String {
     parts.collect::<Vec<_>>().join("'")
 }
 
-/// A time as any keeper writes it.
+/// Parse a time as any backend returns it.
 pub fn time(json: &Json) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(json.as_str().unwrap()).unwrap().to_utc()
 }
 
-/// A value as any keeper writes it: where one knows truth, another has numbers.
+/// Format a value in the same way for every backend: some return booleans, others numbers.
 pub fn plain(json: &Json) -> String {
     match json {
         Json::String(text) => text.clone(),
@@ -995,7 +997,7 @@ pub fn plain(json: &Json) -> String {
     }
 }
 
-/// How many of each.
+/// Count equal items.
 pub fn tally<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeMap<T, usize> {
     let mut tally = BTreeMap::new();
     for item in items {
@@ -1004,7 +1006,7 @@ pub fn tally<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeMap<T, usize> {
     tally
 }
 
-/// JSON shows bytes as `\x…`; read them as text, or the person in them would not be found.
+/// JSON shows bytes as `\x…`. Decode them as text, so that tests can find personal data in them.
 fn decoded(mut row: Map<String, Json>) -> Map<String, Json> {
     for value in row.values_mut() {
         let hex = value.as_str().and_then(|text| text.strip_prefix("\\x")).map(ToOwned::to_owned);

@@ -1,4 +1,4 @@
-// Clerk's library for JavaScript reads all that the fake Clerk shows.
+// Clerk's library for JavaScript reads everything that the fake Clerk shows.
 import assert from "node:assert/strict";
 import { createClerkClient } from "@clerk/backend";
 

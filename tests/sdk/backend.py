@@ -1,4 +1,4 @@
-"""Clerk's library for Python, which checks every answer against Clerk's OpenAPI spec, reads all that the fake Clerk shows."""
+"""Clerk's library for Python, which checks every answer against Clerk's OpenAPI spec, reads everything that the fake Clerk shows."""
 import os
 
 from clerk_backend_api import Clerk, models
@@ -22,5 +22,5 @@ try:
 except models.ClerkErrors as error:
     assert error.data.errors[0].code == "resource_not_found", error
 else:
-    raise AssertionError("there is no such user")
+    raise AssertionError("user_nobody does not exist")
 print(f"clerk-backend-api read {len(users)} users")
