@@ -58,4 +58,5 @@ mod service_manager;
 mod sinks;
 mod stream;
 mod traces;
+mod upgrades;
 mod workers;

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     env,
+    ffi::OsStr,
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
@@ -277,6 +278,11 @@ impl Host {
     /// The program in this environment, and nothing of the environment of the tests.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let program = env::var_os("TEST_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
+        self.command_of(&program, arguments)
+    }
+
+    /// The same with another program, such as one of an earlier version.
+    fn command_of(&self, program: &OsStr, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -339,6 +345,13 @@ impl Host {
     /// Start the service and wait until it is ready.
     pub(crate) fn serve(&self) -> Service {
         self.serve_with(&[])
+    }
+
+    /// The same with another program.
+    pub(crate) fn serve_by(&self, program: &OsStr) -> Service {
+        let service = self.kept(Service::start(self.command_of(program, &["serve"])));
+        eventually("ready", || service.status("/readyz") == Some(200));
+        service
     }
 
     pub(crate) fn serve_with(&self, arguments: &[&str]) -> Service {
