@@ -135,7 +135,7 @@ metrics! {
     DATABASE_SIZE: gauge "clerk_sync_database_size_bytes" []
         "Size of the whole database; with SQLite, of the file and its log.";
     DISK_FREE: gauge "clerk_sync_disk_free_bytes" []
-        "Free space on the volume of SQLite's file; absent with other databases.";
+        "Free space on the volume of SQLite's file, or of MongoDB if its server reports it; absent with other databases.";
     BUILD_INFO: gauge "clerk_sync_build_info" ["version"]
         "Always 1; the version is in the label.";
     PROCESS_START: gauge "process_start_time_seconds" []

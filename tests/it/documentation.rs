@@ -95,13 +95,13 @@ variable that is set but empty counts as not set.
   `DATABASE_URL` to store the users in your own database.
 - **Secrets can be files**: if a second variable `…_FILE` is listed below, it can name a file that holds the value. White
   space around the value is ignored. Setting both variables is an error.
-- **Lines of `.env` that cannot be understood** are all reported at once, by number, never with their text. Only `doctor`,
+- **Lines of `.env` that cannot be parsed** are all reported together, by line number, never with their text. Only `doctor`,
   `config`, `completions` and `man` then continue. A name that resembles one of these settings causes a warning, even with
   the prefix `CLERK_SYNC_`. All other names belong to your application.
-- **Every command checks all settings** at start, except `sample`, `send`, `completions` and `man`. It reports all errors at once
-  and exits with 78. Settings are read only at start: restart to change one.
+- **Every command checks all settings** at start-up, except `sample`, `send`, `completions` and `man`. It reports all errors
+  together and exits with 78. Settings are read only at start-up: restart to change one.
 - **`clerk-sync config`** prints the resulting settings, without secrets, and the source of each value. Then it lists what
-  `serve` would refuse, and exits with 78 if there is anything. Programs can use `--json`.
+  `serve` would refuse, and exits with 78 if it would refuse anything. Use `--json` in programs.
 
 [.env.example](../.env.example) lists the same settings as a file to copy. `clerk-sync COMMAND -h` lists only the
 flags that belong to one command; `--help` lists all.
@@ -111,8 +111,8 @@ const TAIL: &str = "
 ## Sinks
 
 Sinks, the systems that clerk-sync notifies of changes, are configured in a separate file: `clerk-sync.toml`, or the file that
-`CONFIG_FILE` names. See [sinks.md](sinks.md). That file never contains secrets. It names files, or variables, which can be in
-`.env`.
+`CONFIG_FILE` names. See [sinks.md](sinks.md). That file never contains secrets. It names the files or variables that hold
+them; the variables can be in `.env`.
 
 ## Variables of other projects
 
