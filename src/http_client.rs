@@ -1,7 +1,8 @@
 //! The HTTP client that all modules use.
 //!
-//! It names clerk-sync as its user agent and follows no redirects, because requests are meant only for the address that the
-//! operator configured. TLS uses ring, like the connections to PostgreSQL: the other provider takes a quarter of a build.
+//! The client names clerk-sync as its user agent and follows no redirects, because requests are meant only for the
+//! address that the operator configured. TLS uses ring, like the connections to PostgreSQL: the other provider takes a
+//! quarter of a build.
 
 use reqwest::{Client, ClientBuilder, Response, redirect};
 use rustls::crypto::ring;

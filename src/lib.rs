@@ -1,6 +1,6 @@
 //! clerk-sync mirrors Clerk into a database: it verifies webhooks, and applies each exactly once and in the right order.
 //!
-//! The modules, in the order in which data passes them. A module imports only modules to its left (a test enforces this):
+//! The modules, in the order in which data passes through them. A module imports only modules to its left (a test enforces this):
 //!
 //! `model < entity < clerk < store < stream < sync < work < http < cli`, and the leaves `config`, `http_client` and `telemetry`.
 

@@ -42,15 +42,15 @@ use crate::{
 /// The API version that we request.
 pub const VERSION: &str = "2025-11-10";
 
-/// The most users on a page from Clerk.
+/// The maximum number of users on a page from Clerk.
 pub const PAGE: usize = 500;
 
-/// The most values of one filter in a request.
+/// The maximum number of values of one filter in a request.
 pub const FILTER_VALUES: usize = 100;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// The most attempts as long as Clerk has never answered.
+/// The maximum number of attempts while Clerk has never answered.
 const FIRST_ATTEMPTS: u32 = 6;
 
 /// The longest wait between two attempts, unless Clerk asks for more.
@@ -259,7 +259,7 @@ enum Failed {
 }
 
 impl Api {
-    /// Sends nothing yet.
+    /// Create the client. Nothing is sent yet.
     ///
     /// # Errors
     /// If the HTTP client cannot be created.

@@ -23,7 +23,7 @@ use crate::model::SvixId;
 /// Svix's own tolerance in seconds, in both directions.
 pub const DEFAULT_TOLERANCE_SECONDS: u32 = 300;
 
-/// The most entries of one `svix-signature` header that are checked. Svix sends one per active secret.
+/// The maximum number of entries of one `svix-signature` header that are checked. Svix sends one per active secret.
 const MAX_SIGNATURES: usize = 32;
 
 /// Quotation marks around values in files, including the curly ones that chat programs insert.

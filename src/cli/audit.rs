@@ -40,9 +40,9 @@ pub(super) struct Audit {
 enum Action {
     /// Verify that no line of the audit trail was changed, removed or inserted later
     ///
-    /// Exits with 1 and names the first faults if the trail was tampered with. The newest lines, which no seal covers yet,
-    /// are counted. Anyone with write access to the whole database could rewrite the chain, or cut off its end: store the
-    /// newest seal that this command prints somewhere else, and pass it to --seal the next time.
+    /// Exits with 1 and names the first faults if the trail was tampered with. The newest lines, which no seal covers
+    /// yet, are counted. Anyone with write access to the whole database could rewrite the chain, or cut off its end.
+    /// Store the newest seal that this command prints somewhere else, and pass it to --seal the next time.
     Verify {
         /// A seal that was printed earlier and kept elsewhere: it must still match; may be repeated
         #[arg(long = "seal", value_name = "NUMBER:HASH")]

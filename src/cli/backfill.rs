@@ -38,7 +38,7 @@ const TELL: Duration = Duration::from_secs(5);
 /// At most this many users are listed by id.
 const NAMED: usize = 20;
 
-/// Clerk did not exist before this time: 2001, in unix seconds.
+/// Clerk did not exist before this time: 2001, in Unix seconds.
 const FIRST: i64 = 978_307_200;
 
 /// Import all objects that Clerk's Backend API lists; an interrupted run resumes where it stopped
@@ -70,7 +70,7 @@ pub(super) struct Backfill {
     #[arg(long, value_name = "TEXT", value_parser = is_not_empty)]
     query: Option<String>,
 
-    /// Only users who signed up after this time: 2026-01-31, 2026-01-31T12:00:00Z or unix milliseconds; narrows the lists
+    /// Only users who signed up after this time: 2026-01-31, 2026-01-31T12:00:00Z or Unix milliseconds; narrows the lists
     #[arg(long, value_name = "TIME", value_parser = time)]
     created_after: Option<DateTime<Utc>>,
 
@@ -122,7 +122,7 @@ impl Backfill {
         let walk = backfill(context, wanted, done, self.restart, tell);
         let summary = unless_stopped(walk, || interrupted(&hear.borrow(), wanted.entity)).await;
         drop(hear);
-        // It ends by itself, because the sender is gone.
+        // The task ends by itself, because the sender is gone.
         let _ = teller.await;
         let summary = summary??;
         let unknown = self.unknown(wanted, context).await?;
@@ -203,7 +203,7 @@ impl Backfill {
         }
         for (_, ids) in wanted.lists.iter().filter(|(name, _)| *name == "user_id") {
             for id in ids {
-                // In a file that is no list a line may have any length.
+                // If the file is not a list, a line may have any length.
                 user_id(id).map_err(|why| Failure::usage(format!("--user-id {id:.40}: {why}")))?;
             }
         }
@@ -257,7 +257,7 @@ impl Backfill {
 struct Unknown {
     /// As they are printed.
     values: Vec<String>,
-    /// Those ids among them that have a row here.
+    /// The ids among them that have a row in the database.
     here: Vec<String>,
 }
 
@@ -427,7 +427,7 @@ fn time(text: &str) -> Result<DateTime<Utc>, String> {
     Err(format!("that is {}, and no user can have signed up at Clerk then{hint}", at.format("%Y-%m-%d")))
 }
 
-/// A day, a time, or unix milliseconds.
+/// A day, a time, or Unix milliseconds.
 pub(super) fn any_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     let day =
         || text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|at| at.and_utc());
@@ -436,5 +436,5 @@ pub(super) fn any_time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     day()
         .or_else(instant)
         .or_else(milliseconds)
-        .ok_or("expected a day, a time in RFC 3339, or unix milliseconds")
+        .ok_or("expected a day, a time in RFC 3339, or Unix milliseconds")
 }

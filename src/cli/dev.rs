@@ -43,13 +43,13 @@ use crate::{
 /// A signature that matches no secret.
 const FORGED: &str = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
-/// The creation time of the fake's users, fixed so that they are the same in every run: 2026, in unix seconds.
+/// The creation time of the fake's users, fixed so that they are the same in every run: 2026, in Unix seconds.
 const FAKE_BEGAN: i64 = 1_767_225_600;
 
 /// Run everything on this machine with no set-up: embedded database, generated secrets, readable log
 ///
-/// So that no sample ever reaches a real database, this command accepts DATABASE_URL, DATABASE_URL_FILE and CONFIG_FILE only as
-/// flags: it ignores those of the environment and of .env, and a clerk-sync.toml.
+/// So that no sample ever reaches a real database, this command accepts DATABASE_URL, DATABASE_URL_FILE and CONFIG_FILE
+/// only as flags. It ignores these variables in the environment and in .env, and ignores a clerk-sync.toml.
 #[derive(Args)]
 #[expect(clippy::doc_markdown, reason = "the comment is the text of --help, where backticks would be noise")]
 pub(super) struct Dev {
@@ -72,7 +72,7 @@ impl Dev {
         settings.set("CLERK_INSTANCE_ID", "any");
         settings.unset("WEBHOOK_ALLOWED_IPS");
         settings.unset("ANONYMIZE_COLUMNS");
-        // The real users of a key in `.env` are not compared with this database either.
+        // The users that a key in `.env` gives access to are not compared with this database either.
         settings.unset("RECONCILE_INTERVAL");
         settings.set("CATCH_UP_AFTER", "off");
         settings.unset("CATCH_UP_ON_EMPTY");
@@ -284,7 +284,7 @@ fn invite(
     let curl = sample::curl(url, &random_id("msg_"), &body, secret, now);
     let setting =
         generated.map(|secret| format!("CLERK_WEBHOOK_SIGNING_SECRET='{secret}' ")).unwrap_or_default();
-    // A token of the environment is not printed: the shell knows it, or its owner does.
+    // A token from the environment is not printed: the operator already has it.
     let header = match token {
         Some(token) => format!("'authorization: Bearer {token}'"),
         None => "\"authorization: Bearer $ADMIN_TOKEN\"".to_owned(),
@@ -311,7 +311,7 @@ curl -H {header} http://{}/v1/users
     Ok(())
 }
 
-/// Post deliveries in the orders in which Clerk's really arrive, and print the result of each.
+/// Post deliveries in the orders in which Clerk's deliveries can arrive, and print the result of each.
 async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
     let user_id = random_id("user_");
     let id = ClerkId::new(&USER, user_id.clone()).context("a sample id is not an id")?;

@@ -5,7 +5,7 @@ use clap::Args;
 use super::{Failure, catch_up, say, user_id};
 use crate::{config::Settings, entity, http, model::ClerkId, sync::ensure::Ensure as Ensuring};
 
-/// Show one user or organization, fetched from Clerk if it is not here
+/// Show one user or organization, fetched from Clerk if it is missing
 #[derive(Args)]
 pub(super) struct Ensure {
     /// Clerk's id: user_… or org_…

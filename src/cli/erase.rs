@@ -92,7 +92,7 @@ enum Action {
     },
     /// Print the list of erased users, to be stored apart from the backups
     Export {
-        /// Only users erased here at or after this time, whenever Clerk deleted them: 2026-01-31, 2026-01-31T12:00:00Z or unix
+        /// Only users erased here at or after this time, whenever Clerk deleted them: 2026-01-31, 2026-01-31T12:00:00Z or Unix
         /// milliseconds
         #[arg(long, value_name = "TIME", value_parser = any_time)]
         since: Option<DateTime<Utc>>,
@@ -171,7 +171,7 @@ async fn cancel(config: &Config, store: &dyn Store, id: &ClerkId, force: bool) -
     finish(store, id, fate).await
 }
 
-/// Refuse to keep a user that Clerk no longer knows: that user would stay here permanently.
+/// Refuse to keep a user that Clerk no longer knows: that user would stay in the database permanently.
 async fn ask_clerk(config: &Config, id: &ClerkId, force: bool) -> Result<(), Failure> {
     let Some(api) = open_api(config, None)? else {
         if force {

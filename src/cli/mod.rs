@@ -98,7 +98,7 @@ enum Command {
     Migrate(migrate::Migrate),
     /// Import all users through Clerk's Backend API; an interrupted run resumes where it stopped
     Backfill(backfill::Backfill),
-    /// Show one user or organization, fetched from Clerk if it is not here
+    /// Show one user or organization, fetched from Clerk if it is missing
     Ensure(ensure::Ensure),
     /// Compare with Clerk and fix the differences
     Reconcile(reconcile::Reconcile),
@@ -543,8 +543,8 @@ async fn migrated(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     Ok(store)
 }
 
-/// The store, if its tables exist and belong to this version. Nothing is created: an erasure in a database or schema that was
-/// created for it would look like a real erasure.
+/// The store, if its tables exist and belong to this version. Nothing is created: an erasure in a newly created database
+/// or schema would look like a real erasure.
 async fn existing(config: &Config, read_only: bool) -> Result<Arc<dyn Store>, Failure> {
     if let Database::Sqlite { path } = &config.database
         && !path.exists()
@@ -631,7 +631,7 @@ fn user_id(text: &str) -> Result<ClerkId, String> {
     id.ok_or_else(|| format!("expected an id of 1 to {MAX_ID_BYTES} bytes without whitespace"))
 }
 
-/// The error for a user of whom this database has no trace.
+/// The error for a user that this database has no trace of.
 fn never_heard_of(id: &ClerkId) -> Failure {
     Failure::failed(format!(
         "{id} is unknown here: there is no row, no tombstone and no line in the audit trail"

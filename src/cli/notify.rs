@@ -1,9 +1,9 @@
 //! Notifications to a service manager that asks for them, as systemd does with `Type=notify` and `WatchdogSec=`: the service
 //! is ready, is alive, is stopping.
 //!
-//! They match what a probe sees. Ready means that `/readyz` says so, and alive means that the private listener answers, so a
-//! hanging runtime or accept loop is noticed too. Without `NOTIFY_SOCKET` this module does nothing. If the manager cannot be
-//! notified, the service keeps running.
+//! The notifications match what a probe sees. Ready means that `/readyz` says so, and alive means that the private
+//! listener answers, so a hanging runtime or accept loop is noticed too. Without `NOTIFY_SOCKET` this module does
+//! nothing. If the manager cannot be notified, the service keeps running.
 
 use std::{env, net::SocketAddr, time::Duration};
 

@@ -42,7 +42,7 @@ pub(super) struct Discard<C: Args> {
 type Done<C> = Result<Tally<<<C as Choice>::Entry as Entry>::Id>, Failure>;
 
 impl<C: Choice> Retry<C> {
-    /// Retry them. The printed line ends with `did` or, on a dry run, `would`.
+    /// Retry the selected entries. The printed line ends with `did` or, on a dry run, `would`.
     pub(super) async fn run(&self, store: &dyn Store, would: &str, did: &str) -> Done<C> {
         let which = self.choice.which();
         let tally = operator::act::<C::Entry>(store, &which, Deed::Retry, self.dry_run, clock()()).await?;
@@ -52,7 +52,7 @@ impl<C: Choice> Retry<C> {
 }
 
 impl<C: Choice> Discard<C> {
-    /// Discard them once the operator has confirmed the question, which contains their number.
+    /// Discard the selected entries once the operator has confirmed the question, which contains their number.
     pub(super) async fn run(
         &self,
         store: &dyn Store,

@@ -77,7 +77,7 @@ impl Poster {
             api::body(&mut answer, LONGEST_ANSWER).await.map_err(|error| self.unreachable(&error))?;
         let json: Value = serde_json::from_slice(&answered.unwrap_or_default()).unwrap_or_default();
         let word = if status.is_success() {
-            // clerk-sync repeats the id of the delivery.
+            // clerk-sync's answer contains the id of the delivery.
             json["status"].as_str().filter(|_| json["id"] == svix_id)
         } else {
             json["error"]["code"].as_str()

@@ -44,7 +44,7 @@ pub(super) struct SampleEvent {
     user_id: Option<ClerkId>,
 }
 
-/// Any id that a user can have here, including ids that Clerk would never use.
+/// Any id that clerk-sync accepts for a user, including ids that Clerk would never use.
 fn any_id(text: &str) -> Result<ClerkId, String> {
     ClerkId::new(&USER, text).ok_or_else(|| format!("expected an id of 1 to {MAX_ID_BYTES} bytes"))
 }

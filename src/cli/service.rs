@@ -41,7 +41,7 @@ use crate::{
 /// How often the database is tried at the start until it answers.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// The least time that a server gets to answer.
+/// The minimum time that a server gets to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// File descriptors to ask for: connections, plus some for the database and the log.
@@ -167,9 +167,9 @@ async fn prepare_later(config: Config, store: Arc<dyn Store>, migrate: bool, pre
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Both,
-    /// It receives them, and leaves the queue to others.
+    /// The process receives webhooks, and leaves the queue to others.
     Receive,
-    /// It applies the queue.
+    /// The process applies the queue.
     Work,
 }
 

@@ -1,7 +1,7 @@
 //! The terminal: output of commands, and questions to the operator.
 //!
-//! Ids, addresses and messages come from outside: no character of theirs that could control a terminal is printed as it is.
-//! JSON is printed unchanged. A reader that closes the pipe is not an error.
+//! Ids, addresses and messages come from outside: characters in them that could control a terminal are escaped before
+//! they are printed. JSON is printed unchanged. A reader that closes the pipe is not an error.
 
 use std::{
     borrow::Cow,
@@ -48,7 +48,7 @@ pub(super) fn write(bytes: &[u8]) {
     }
 }
 
-/// Whether all output was written that the reader wanted: a truncated list must not look complete.
+/// Whether all output that the reader wanted was written: a truncated list must not look complete.
 pub(super) fn arrived() -> Result<(), Failure> {
     match CUT_OFF.get() {
         Some(error) => Err(Failure::failed(format!("the output is incomplete: {}", unreadable(error)))),

@@ -27,7 +27,7 @@ const SEVERAL: &str = "found several hosts; clerk-sync connects to one: name the
 pub enum Database {
     /// The URL contains only parameters that the driver knows.
     Postgres { url: SecretString },
-    /// MySQL or MariaDB. As above; the URL names a database.
+    /// MySQL or MariaDB. The URL names a database, and contains only parameters that the driver knows.
     Mysql { url: SecretString },
     /// The URL as given, so that the driver can report parameters that it does not know. It names a database.
     Mongodb { url: SecretString },
@@ -41,7 +41,7 @@ impl Database {
         self.server()?.address
     }
 
-    /// Its place, for people: without user, password or parameters.
+    /// Where the database is, for people: without user, password or parameters.
     pub fn place(&self) -> String {
         match (self, self.server()) {
             (Self::Sqlite { path }, _) => format!("SQLite in {}", path.display()),
@@ -455,7 +455,7 @@ fn without_empty_host(text: &str) -> (Cow<'_, str>, Vec<(String, String)>) {
     let given = [("user", Some(user)), ("password", password), ("port", port)];
     let given =
         given.into_iter().filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)));
-    // In this part of a URL a plus is a plus; in parameters it would be a blank.
+    // In this part of a URL a plus is a plus; in parameters it would be a space.
     let given =
         given.map(|(name, value)| format!("{name}={}", value.replace('+', "%2B").replace('&', "%26")));
     let hoisted =

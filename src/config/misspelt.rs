@@ -1,7 +1,7 @@
 //! Warns about misspelt variables, which would otherwise go unnoticed.
 //!
-//! The application often shares the `.env` file, and many programs share the environment. So there is a warning only for a
-//! name that is close to one of clerk-sync's, and only while that one is not set: otherwise the other name belongs to
+//! The application often shares the `.env` file, and many programs share the environment. So clerk-sync warns only about
+//! a name that is close to one of its own, and only while that one is not set. Otherwise the other name belongs to
 //! another program. Names that begin with `SYNC_` are always meant for clerk-sync, so they always cause a warning.
 
 use std::cmp::Reverse;
@@ -26,7 +26,7 @@ const SIGNING_SECRETS: [&str; 5] = [
     "WEBHOOK_SIGNING_SECRET",
 ];
 
-/// Names of other programs that look like a misspelling of one of ours.
+/// Names of other programs that look like a misspelling of one of clerk-sync's names.
 const THEIRS: [&str; 3] = ["CLERK_FAPI_URL", "CLERK_BAPI_URL", "DATABASE_MIN_CONNECTIONS"];
 
 /// The warnings about names in the file and in the environment.
@@ -64,7 +64,7 @@ pub(super) fn signing_secret(dotenv: &Dotenv) -> Option<&'static str> {
     SIGNING_SECRETS.into_iter().find(|name| dotenv.has(name))
 }
 
-/// The closest of our names, if any is close enough.
+/// The closest of clerk-sync's names, if any is close enough.
 fn meant<'a>(name: &str, in_file: bool, ours: &'a [String]) -> Option<&'a str> {
     // How many letters may differ. A short name with one other letter probably belongs to another program.
     let tolerance = match (in_file, name.len()) {

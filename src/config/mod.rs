@@ -1,8 +1,8 @@
 //! Configuration: flags and environment, checked and typed once at start. Only `cli` reads it.
 //!
 //! All errors are reported at once, each with its variable, the value found and the allowed values. No message or `Debug`
-//! output contains a secret, and of a database URL only the scheme is shown. This module opens no connections and reads
-//! only the files that the `…_FILE` variables name.
+//! output contains a secret, and of a database URL only the scheme is shown. This module opens no connections. It reads
+//! only `.env`, `clerk-sync.toml`, and the files that settings name.
 
 mod database;
 mod dotenv;

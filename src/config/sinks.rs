@@ -1,7 +1,7 @@
 //! `clerk-sync.toml`: the systems to notify, and the fields that each may receive.
 //!
-//! It is read key by key. Derived code would stop at the first error and quote its line, which may contain a secret. The file
-//! itself contains no secrets, only the names of variables or files that hold them.
+//! The file is read key by key. Derived code would stop at the first error and quote its line, which may contain a
+//! secret. The file itself contains no secrets, only the names of variables or files that hold them.
 
 use std::{
     collections::BTreeSet,
@@ -57,7 +57,7 @@ pub struct SinkConfig {
     pub events: Vec<MessageType>,
     /// The fields it may receive, always a subset of the synced fields.
     pub fields: Selection,
-    /// For the delivery of one message.
+    /// The time limit for the delivery of one message.
     pub timeout: Duration,
     /// The number of messages delivered in parallel.
     pub concurrency: usize,

@@ -224,13 +224,13 @@ fn several_signing_secrets_are_separated_by_commas_or_spaces() {
 fn what_cannot_be_the_signing_secret_is_refused_and_not_shown() {
     let encoded = STANDARD.encode(SECRET);
     for (given, why) in [
-        (encoded.clone(), "secret 1 of 1 cannot be used, it is a secret that was base64-encoded twice"),
+        (encoded.clone(), "secret 1 of 1 cannot be used: it is a secret that was base64-encoded twice"),
         (
             format!("{SECRET},{encoded}"),
-            "secret 2 of 2 cannot be used, it is a secret that was base64-encoded",
+            "secret 2 of 2 cannot be used: it is a secret that was base64-encoded",
         ),
         (format!("\"{SECRET}\""), "it is in quotes"),
-        (format!("{SECRET} '{SECRET}'"), "secret 2 of 2 cannot be used, it is in quotes"),
+        (format!("{SECRET} '{SECRET}'"), "secret 2 of 2 cannot be used: it is in quotes"),
         ("sk_test_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), "it is an API key"),
         ("https://dashboard.clerk.com/MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), "it is an address"),
         ("whsec_AAAB".to_owned(), "it has fewer than 16 bytes"),

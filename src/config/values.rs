@@ -56,7 +56,7 @@ pub(super) fn signing_secrets(text: &str, allowed: &str, may_be_weak: bool) -> (
             Err(error) => error.to_string(),
         };
         let (place, all) = (place + 1, parts.len());
-        refusals.push(format!("secret {place} of {all} cannot be used, {refusal}; allowed: {allowed}"));
+        refusals.push(format!("secret {place} of {all} cannot be used: {refusal}; allowed: {allowed}"));
     }
     if parts.is_empty() {
         refusals.push("found no secret between the commas".to_owned());

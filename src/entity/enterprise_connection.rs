@@ -3,7 +3,7 @@
 use super::ORGANIZATION;
 use crate::model::{Column, Entity, Holds};
 
-/// See the module documentation. Its credentials are never read.
+/// See the module documentation. A connection's credentials are never read.
 pub static ENTERPRISE_CONNECTION: Entity = Entity {
     kind: "enterprise_connection",
     table: "enterprise_connections",

@@ -3,7 +3,7 @@
 use super::BY_CREATION;
 use crate::model::{Column, Entity, Holds};
 
-/// See the module documentation. Its link is a ticket and is never read. An invitation expires at `expires_at`.
+/// See the module documentation. An invitation's link is a ticket and is never read. An invitation expires at `expires_at`.
 pub static INVITATION: Entity = Entity {
     kind: "invitation",
     table: "invitations",

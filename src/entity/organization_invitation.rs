@@ -3,8 +3,8 @@
 use super::{BY_CREATION, organization::ITS_ORGANIZATION};
 use crate::model::{Column, Entity, Holds};
 
-/// See the module documentation. Its link is a ticket and is never read. Clerk sends no event when an invitation expires: compare
-/// `expires_at` with the clock.
+/// See the module documentation. An invitation's link is a ticket and is never read. Clerk sends no event when an
+/// invitation expires: compare `expires_at` with the clock.
 pub static ORGANIZATION_INVITATION: Entity = Entity {
     kind: "organization_invitation",
     table: "organization_invitations",

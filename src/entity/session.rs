@@ -3,7 +3,7 @@
 use super::USER;
 use crate::model::{Column, Entity, Holds, OfEach};
 
-/// See the module documentation. Its events contain the whole user, which is never read. Clerk sends no event when a session
+/// See the module documentation. Session events contain the whole user, which is never read. Clerk sends no event when a session
 /// expires: compare `expire_at` and `abandon_at` with the clock. Clerk lists sessions only per user.
 pub static SESSION: Entity = Entity {
     kind: "session",

@@ -3,7 +3,7 @@
 use super::{BY_CREATION, INVITATION};
 use crate::model::{Column, Entity, Holds, Nested, Place};
 
-/// See the module documentation. The link of its invitation is a ticket and is never read.
+/// See the module documentation. The link of an entry's invitation is a ticket and is never read.
 pub static WAITLIST_ENTRY: Entity = Entity {
     kind: "waitlist_entry",
     table: "waitlist_entries",

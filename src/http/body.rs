@@ -1,9 +1,9 @@
 //! Reading bodies that are not verified yet.
 //!
 //! A body is read under a limit and a deadline, and all bodies in transit share one budget, so strangers cannot fill the
-//! memory. Strangers cannot block others either: a body that arrives at once needs no share, part of the budget is reserved
-//! for small bodies, and when the budget is exhausted, the sender with the largest share gives up a body. Memory is allocated
-//! as bytes arrive, never because a header announces them.
+//! memory. Strangers cannot block others either. A body that arrives at once needs no share. Part of the budget is
+//! reserved for small bodies. When the budget is exhausted, the sender with the largest share gives up a body. Memory is
+//! allocated as bytes arrive, never because a header announces them.
 
 use std::{
     collections::{BTreeMap, HashMap},

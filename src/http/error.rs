@@ -62,7 +62,9 @@ pub enum Problem {
     ClerkRefused,
     #[error("Clerk cannot be reached; try again later")]
     ClerkUnavailable,
-    #[error("the object is not here, and clerk-sync can ask Clerk only if CLERK_SECRET_KEY is set")]
+    #[error(
+        "the object is not in the database, and clerk-sync can ask Clerk only if CLERK_SECRET_KEY is set"
+    )]
     ClerkNotConfigured,
     #[error("the database is not available; try again later")]
     DatabaseUnavailable,
@@ -77,7 +79,7 @@ pub enum Problem {
     RowsHidden,
     #[error("the tables do not belong to this version; migrations are pending")]
     SchemaNotCurrent,
-    /// The same for API callers: their programs know the code of an unavailable database.
+    /// The same for API callers, with the code of an unavailable database, which their programs already handle.
     #[error("the tables do not belong to this version: run `clerk-sync migrate`")]
     NotMigrated,
     #[error("too many requests are in flight; try again later")]

@@ -1,9 +1,9 @@
 //! The probes: liveness, readiness and version.
 //!
 //! `livez` never touches the database, because a restart would not fix it. Readiness asks the database, and the stream if
-//! there is one, at most four times a second, however many callers there are, and waits at most 2 s for an answer. With
-//! `IDLE=quiet` a good answer of the database is kept for an hour, or until a webhook meets a problem, so that probes do not
-//! keep a database awake.
+//! there is one. However many callers there are, it asks at most four times a second, and waits at most 2 s for an
+//! answer. With `IDLE=quiet` a good answer of the database is kept for an hour, or until a webhook meets a problem, so
+//! that probes do not keep a database awake.
 
 use std::{
     sync::{

@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The minimum time between two equal log lines.
 const SELDOM: Duration = Duration::from_secs(10);
 
-/// How many connections are displaced at a time, at most.
+/// The maximum number of connections that are displaced at a time.
 const MAKE_WAY: usize = 32;
 
 /// Serve `routes` until `shutdown` is cancelled. Then stop listening at once, give open requests at most `grace` to finish,
@@ -73,7 +73,7 @@ pub async fn serve(
     let mut connections = door.connections;
     let drained = timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!(connections = connections.len(), "cut off after the grace period");
+        tracing::warn!(connections = connections.len(), "connections were cut off after the grace period");
         connections.shutdown().await;
     }
 }
@@ -127,7 +127,7 @@ impl Door {
         }
     }
 
-    /// Close some of the connections that only wait for a head: those of the sender with most of them, the longest wait first.
+    /// Close some of the connections that only wait for a head: those of the sender that has the most, the longest wait first.
     fn make_way(&mut self) {
         self.paces.retain(|pace| pace.strong_count() > 0);
         let open = self.paces.iter().filter_map(Weak::upgrade);

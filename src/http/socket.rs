@@ -1,8 +1,8 @@
 //! A peer's socket with deadlines and a graceful close.
 //!
 //! A peer that does not read an answer is dropped after a deadline, and so is one that is silent or too slow. When the
-//! service closes, it reads and discards for a while what the peer still sends: closing at once would reset the connection,
-//! and the peer would never see the answer with the reason.
+//! service closes a connection, it first reads and discards for a while what the peer still sends. Closing at once would
+//! reset the connection, and the peer would never see the answer with the reason.
 
 use std::{
     io,

@@ -600,7 +600,7 @@ fn metrics_ask_for_a_token_once_there_is_one_for_them() {
         server.ask(&format!("GET /metrics HTTP/1.1\r\nhost: test\r\n{authorization}\r\n"))
     };
     let closed = || Scrapers::new(Some("m3trics"));
-    // The token of the private API gives access to more, so it is accepted here too.
+    // The token of the private API gives access to more, so `/metrics` accepts it too.
     for authorization in ["authorization: Bearer m3trics\r\n", "authorization: Bearer t0ken\r\n"] {
         assert_eq!(page(closed(), authorization).status, 200, "{authorization}");
     }
@@ -780,7 +780,7 @@ fn a_request_that_crosses_the_shutdown_is_answered_and_told_that_the_connection_
         assert!(client.is_closed());
     }
     let took = server.stop();
-    assert!(took < Duration::from_secs(2), "waits for nobody: {took:?}");
+    assert!(took < Duration::from_secs(2), "the shutdown waited for a peer: {took:?}");
 }
 
 #[test]
@@ -907,7 +907,7 @@ fn a_request_is_seen_through_although_its_sender_hangs_up() {
     let wait_for = |count: usize| {
         let started = Instant::now();
         while seen.load(Ordering::SeqCst) < count {
-            assert!(started.elapsed() < Duration::from_secs(5), "never came to {count}");
+            assert!(started.elapsed() < Duration::from_secs(5), "never reached {count}");
             thread::sleep(Duration::from_millis(10));
         }
     };

@@ -200,7 +200,7 @@ impl Attempt {
             metrics::counter!(telemetry::REJECTIONS, "reason" => reason).increment(1);
         }
         if result == Ok(Outcome::Duplicate) {
-            // It was processed before, though perhaps by another process.
+            // The delivery was processed before, though perhaps by another process.
             self.resends = self.resends.map(|resends| resends.max(1));
         }
         let (event, duration) = (label(self.event_type.as_deref()), self.started.elapsed());
@@ -230,7 +230,7 @@ impl Attempt {
             };
         }
         match result {
-            // These errors can be caused by anyone, so they are no warnings.
+            // Anyone can cause these errors, so they are not logged as warnings.
             Ok(_)
             | Err(
                 Problem::Rejected(Rejection::MissingHeaders | Rejection::InvalidTimestamp)

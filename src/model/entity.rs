@@ -255,7 +255,7 @@ pub struct Column {
 
 impl Column {
     /// The whole object as Clerk shows it, without secrets, if `SYNC_RAW` names its kind. The Backend API and events show objects
-    /// in different forms, so a difference in this column is no drift.
+    /// in different forms, so a difference in this column is not drift.
     pub const RAW: Self = Self::new("raw", Holds::Json).at(Place::Object).moves_by_itself();
 
     /// A column that has the same name in Clerk's JSON, is synced only if a setting names it, and is set to null when its row is

@@ -21,7 +21,7 @@ pub struct MessageType {
 pub enum Happened {
     Created,
     Updated,
-    /// It must be erased. Such a message is never given up.
+    /// The object must be erased. Such a message is never given up.
     Deleted,
 }
 
@@ -147,7 +147,7 @@ impl fmt::Debug for Message {
 pub struct Subscription {
     /// The sink's name.
     pub sink: String,
-    /// The sink also receives the deletion of every user that it was ever sent.
+    /// The events that the sink receives. It also receives the deletion of every user that it was ever sent.
     pub events: Vec<MessageType>,
     /// For each kind, the fields of the allow-list that it may receive.
     pub fields: Selection,

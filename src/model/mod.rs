@@ -1,7 +1,7 @@
 //! The data types: users, deliveries, versions, outcomes and others.
 //!
-//! Everything here is plain data with its own invariants. No I/O, no async, no clock. Personal data never appears in `Debug`
-//! output.
+//! Everything here is plain data with its own invariants: there is no I/O, no async code and no clock. Personal data
+//! never appears in `Debug` output.
 
 pub mod audit;
 pub mod deletion;

@@ -10,7 +10,7 @@ pub struct Receipt {
     pub clerk_id: ClerkId,
     /// [`DATABASE`](Self::DATABASE), or the name of a sink.
     pub destination: String,
-    /// When the person requested the erasure, as far as known. The legal deadline counts from here.
+    /// The earliest known time of the request for erasure. The legal deadline counts from this time.
     pub requested_at: DateTime<Utc>,
     /// `None` while it is open.
     pub completed_at: Option<DateTime<Utc>>,

@@ -1,4 +1,4 @@
-//! What every backend implements by itself, whether or not it shares the SQL operations.
+//! Operations that every backend implements itself, whether or not it shares the SQL operations.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,10 +12,11 @@ use super::{
 };
 use crate::model::{ClerkId, Kinds};
 
-/// The part of the store that every backend writes by hand.
+/// The operations that every backend implements itself.
 #[async_trait]
 pub trait Database: Send + Sync + 'static {
-    /// How many transactions can usefully run in parallel. If it is one, check first whether there is anything to write.
+    /// How many transactions can usefully run in parallel. If only one can, the caller first checks whether there is
+    /// anything to write.
     fn writers(&self) -> usize;
 
     /// Apply pending migrations in one transaction and check that the tables match the expected schema. Several processes may
@@ -28,7 +29,7 @@ pub trait Database: Send + Sync + 'static {
     /// Whether the database is reachable, writable and fully migrated.
     async fn ready(&self) -> Result<Readiness>;
 
-    /// Tables of clerk-sync with rows that it may not see, and the remedy for each.
+    /// clerk-sync's tables with rows that its account may not see, and the remedy for each.
     async fn hidden(&self) -> Result<Vec<Missing>> {
         Ok(Vec::new())
     }
@@ -42,12 +43,12 @@ pub trait Database: Send + Sync + 'static {
     /// The disk space of the database. Expensive: do not call it often.
     async fn space(&self) -> Result<Space>;
 
-    /// Approximate number of live users. It is an estimate for large tables, so it can be called at any time.
+    /// Approximate number of live users. Large tables are estimated, so the call is always cheap.
     async fn estimate_standing(&self) -> Result<Count>;
 
-    /// Rewrite the database file to remove what is left of deleted rows; returns whether it did. It only does so for a file of
-    /// at most this many bytes, and only if a user was erased since the given time or no time is given. No other process can
-    /// write meanwhile.
+    /// Rewrite the database file to remove the remains of deleted rows; returns whether that happened. A file is only
+    /// rewritten if it has at most this many bytes and a user was erased since the given time; without a time, the size
+    /// alone decides. No other process can write during the rewrite.
     async fn compact(&self, _at_most: u64, _erased_since: Option<DateTime<Utc>>) -> Result<bool> {
         Ok(false)
     }
@@ -97,8 +98,9 @@ pub trait Session: Send {
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>>;
 
-    /// Set `deleted_at` of these rows to the given times, or clear it. Values that are already set, or that differ from the
-    /// given ones, belong to the application and stay. A refusal by the application is ignored.
+    /// Set `deleted_at` of these rows to the given times, or clear it. Setting keeps a value that is already there, and
+    /// clearing keeps a value that differs from the given one, because both belong to the application. A refusal by the
+    /// application is ignored.
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()>;
 
     /// Commit. The commit may have happened even if this returns an error, because the answer can be lost.

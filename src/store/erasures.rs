@@ -57,7 +57,7 @@ pub struct Tombstone {
     pub held_until: Option<DateTime<Utc>>,
 }
 
-/// What a page of rows lost because of the allow-list.
+/// The result of removing the values that the allow-list does not keep from a page of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minimized {
     /// The `id` of the last row of the page.

@@ -17,7 +17,7 @@ pub enum ErrorKind {
     Locked,
     /// clerk-sync's own timeout expired. The operation may have succeeded anyway.
     Late,
-    /// Another writer created or removed an entity meanwhile. Begin again.
+    /// Another writer created or removed an entity meanwhile. Begin the transaction again.
     Raced,
     /// The data can never be stored.
     BadData,
@@ -35,7 +35,7 @@ pub struct StoreError {
     pub kind: ErrorKind,
     /// The SQLSTATE or the database's own code. For MySQL and MariaDB it is the error number.
     pub code: Option<String>,
-    /// Names only, for example `table orders, constraint orders_user_id_fkey`. For [`ErrorKind::Schema`] a sentence.
+    /// Names only, for example `table orders, constraint orders_user_id_fkey`. For [`ErrorKind::Schema`] it is a sentence.
     pub place: Option<String>,
 }
 
@@ -94,7 +94,7 @@ impl StoreError {
         Self { place: Some("the row did not change".to_owned()), ..Self::new(ErrorKind::Refused) }
     }
 
-    /// The error to report when a race does not end. It keeps the index or constraint, or says that the row did not change.
+    /// The error to report when races do not end. It keeps the index or constraint, or says that the row did not change.
     #[must_use]
     pub fn after_races(self) -> Self {
         if self.place.is_some() { Self { kind: ErrorKind::Refused, ..self } } else { Self::unmoved() }

@@ -23,7 +23,7 @@ pub struct Opened {
 /// What [`Ledger::close`] writes for a batch.
 pub struct Closing<'a> {
     pub registers: &'a [Advance],
-    /// All of one kind, as are the updates.
+    /// All inserts and updates are of one kind.
     pub inserts: &'a [Object],
     pub updates: &'a [Object],
     pub audit: &'a [AuditEntry],
@@ -35,9 +35,9 @@ pub struct Closing<'a> {
 /// unique; empty slices cost nothing. Rows are removed by [`Session::erase`].
 #[async_trait]
 pub trait Ledger: Session {
-    /// [Record](super::Inbox::record) deliveries, lock and read the version registers of objects of one kind, and load the rows
-    /// of objects for which this version is new, in one statement. Returns `None`, and does nothing, if the database runs these
-    /// steps separately. An error does not say which step failed.
+    /// In one statement, [record](super::Inbox::record) deliveries, lock and read the version registers of objects of one
+    /// kind, and load the rows of objects for which this version is new. Returns `None`, and does nothing, if the
+    /// database runs these steps separately. An error does not say which step failed.
     async fn open(
         &mut self,
         records: &[Record<'_>],
@@ -46,8 +46,9 @@ pub trait Ledger: Session {
         selection: &Selection,
     ) -> Result<Option<Opened>>;
 
-    /// Do [`advance`](Self::advance), [`insert`](Self::insert), [`update`](Self::update), [`audit`](Self::audit) and
-    /// [`settle`](super::Inbox::settle) in one statement. Only after [`open`](Self::open) returned a result.
+    /// In one statement, do [`advance`](Self::advance), [`insert`](Self::insert), [`update`](Self::update),
+    /// [`audit`](Self::audit) and [`settle`](super::Inbox::settle). Only call it after [`open`](Self::open) returned a
+    /// result.
     async fn close(
         &mut self,
         entity: &'static Entity,
@@ -58,7 +59,7 @@ pub trait Ledger: Session {
     /// Lock and read the version registers of these objects, where they exist.
     async fn registers(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
 
-    /// Lock and read the version registers of these objects, and create a blank one where it is missing.
+    /// Lock and read the version registers of these objects, and create blank ones where they are missing.
     async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>>;
 
     /// Write registers that are newer than the stored ones. [`ErrorKind::Raced`](super::ErrorKind::Raced) if an entity appeared
@@ -77,8 +78,8 @@ pub trait Ledger: Session {
     /// [show](Entity::telling) whether it was anonymised.
     async fn load(&mut self, ids: &[ClerkId], selection: &Selection) -> Result<HashMap<ClerkId, Object>>;
 
-    /// Up to `limit` objects of all kinds that belong to these parents and have no tombstone, sorted. An object of several of
-    /// these parents may appear once for each.
+    /// Up to `limit` objects of all kinds that belong to these parents and have no tombstone, sorted. An object that
+    /// belongs to several of these parents may appear once for each.
     async fn children(&mut self, parents: &[ClerkId], limit: u32) -> Result<Vec<ClerkId>>;
 
     /// Up to `limit` objects of these kinds that belong to these parents and have no tombstone, sorted.
@@ -108,9 +109,9 @@ pub trait Ledger: Session {
     /// the registers of these users.
     async fn tell(&mut self, messages: &[Outgoing]) -> Result<()>;
 
-    /// Remove every message about these users except deletions. A message that is being delivered only loses its payload, and
-    /// still goes before later messages. Returns the sinks that were ever notified about each user and for which no deletion is
-    /// waiting yet. The caller has locked the registers of these users.
+    /// Remove every message about these users except deletions. A message that is being delivered only loses its payload,
+    /// and keeps its place before later messages. Returns the sinks that were ever notified about each user and for which
+    /// no deletion is waiting yet. The caller has locked the registers of these users.
     async fn recall(&mut self, ids: &[ClerkId], now: DateTime<Utc>) -> Result<Vec<(ClerkId, String)>>;
 
     /// Append to the audit trail.

@@ -37,9 +37,9 @@ pub trait Looks: Database {
     /// The stored parts of these objects that have no tombstone, read without locks.
     async fn parts_of(&self, owners: &[ClerkId]) -> Result<Vec<ClerkId>>;
 
-    /// Up to `limit` ids, greater than `after` and ordered by id, of objects of a kind whose erasure was never requested and
-    /// that clerk-sync last wrote before `untouched_since` or never. Objects that the application has marked as deleted are
-    /// included.
+    /// Up to `limit` ids of objects of a kind, greater than `after` and ordered by id. The erasure of these objects was
+    /// never requested, and clerk-sync last wrote them before `untouched_since`, or never. Objects that the application
+    /// has marked as deleted are included.
     async fn standing(
         &self,
         entity: &'static Entity,
@@ -65,8 +65,8 @@ pub trait Looks: Database {
     async fn held_due(&self, now: DateTime<Utc>, after: Option<&ClerkId>, limit: u32)
     -> Result<Vec<ClerkId>>;
 
-    /// Up to `limit` users with ids greater than `after`, ordered by id. They are users that clerk-sync erased at `since` or
-    /// later, whenever Clerk deleted them, users who are not completely erased yet, and users whose erasure is delayed.
+    /// Up to `limit` users with ids greater than `after`, ordered by id: users that clerk-sync erased at `since` or
+    /// later, whenever Clerk deleted them; users that are not completely erased yet; and users whose erasure is delayed.
     async fn tombstones(
         &self,
         since: DateTime<Utc>,

@@ -12,7 +12,7 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// SHA-256 of the file, in hexadecimal. It reveals a file that was changed after it was applied.
+    /// SHA-256 of the file, in hexadecimal. A different value reveals that the file was changed after it was applied.
     pub(super) fn checksum(&self) -> String {
         hex::encode(Sha256::digest(self.sql))
     }

@@ -14,7 +14,7 @@
 //! | [`Session`] | how a transaction removes rows and ends | a transaction |
 //! | [`Database`] | migrations, health, sizes, and the application's tables | the store |
 //!
-//! Each backend has its own folder here. One test suite (`tests/it/promises.rs`) is this contract in executable form.
+//! Each backend has its own folder below `store`. One test suite (`tests/it/promises.rs`) is this contract in executable form.
 //!
 //! A dropped transaction is rolled back, even if its task was cancelled or timed out. Its connection is closed instead of being
 //! returned to the pool.
@@ -81,7 +81,7 @@ pub trait Transaction: Ledger + Inbox {}
 
 impl<S: Ledger + Inbox> Transaction for S {}
 
-/// Waits for notifications that there is new work.
+/// Waits for notifications of new work.
 #[async_trait]
 pub trait Listener: Send {
     /// Wait until new work is announced. After an error the listener receives no further notifications.
@@ -91,7 +91,7 @@ pub trait Listener: Send {
 /// The index that `UNIQUE_EMAIL` creates and drops. No other code touches it, and `UNIQUE_EMAIL` touches no other index.
 pub const UNIQUE_EMAIL_INDEX: &str = "users_unique_email";
 
-/// An email address and its owner.
+/// An e-mail address and its owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// As the caller wrote it.
@@ -125,7 +125,7 @@ pub enum RowFate {
     Stands(StoreError),
 }
 
-/// How long a transaction waits for locks.
+/// How long a transaction waits for locks. The times are those of PostgreSQL; other databases differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Patience {
     /// 1.5 s: another session is working and is expected to finish soon.
@@ -341,7 +341,7 @@ pub struct Run {
 pub struct ForeignTable {
     pub columns: Vec<ForeignColumn>,
     pub rows: u64,
-    /// The time zone of times that have none; `None` if only the operator can know.
+    /// The time zone of times that are stored without one; `None` if only the operator can know.
     pub zone: Option<String>,
     /// Whether a row level security policy hides rows from clerk-sync.
     pub hides_rows: bool,

@@ -69,7 +69,7 @@ pub trait Notes: Database {
     /// before any of them. Waits briefly for lines that are being written, without blocking any writer.
     async fn to_seal(&self, limit: u32) -> Result<ToSeal>;
 
-    /// Append seals, all or none; false if a seal with such a number exists, because another process was faster.
+    /// Append seals, all or none; false if a seal with one of these numbers exists, because another process was faster.
     async fn add_seals(&self, seals: &[Seal]) -> Result<bool>;
 
     /// Up to `limit` seals after this number, ordered by number.

@@ -80,8 +80,8 @@ impl fmt::Debug for Claimed {
 }
 
 impl Claimed {
-    /// Record that the sink is about to be notified about the user at this address; false if it already was, or if the message
-    /// is a deletion, which reveals nothing.
+    /// Record that the sink is about to be notified about the user at this address. Returns false if the sink already
+    /// was, or if the message is a deletion, which reveals nothing.
     pub(super) fn is_told_at(&mut self, address: &str) -> bool {
         let is_new = !self.kind.is_deletion() && self.addresses.split(' ').all(|known| known != address);
         if is_new {
@@ -234,9 +234,10 @@ pub trait Outbox: Database {
     /// caller uses it to decide whether to begin a claiming transaction.
     async fn first_message_due(&self, sink: &str, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>>;
 
-    /// Claim up to `limit` messages for this sink that are due at `since` or later, each about another user; none if the sink
-    /// is paused. Only the oldest pending message of a user can be claimed. No other worker gets it, or a later one of that
-    /// user, before it is [finished](Self::finish_messages) or the lease expires.
+    /// Claim up to `limit` messages for this sink that are due at `since` or later, each about another user; none if the
+    /// sink is paused. Only the oldest pending message of a user can be claimed. Until it is
+    /// [finished](Self::finish_messages) or the lease expires, no other worker gets it or a later message about that
+    /// user.
     async fn claim_messages(
         &self,
         sink: &str,
@@ -259,7 +260,7 @@ pub trait Outbox: Database {
     /// The payload of a message as JSON, if it is still stored.
     async fn message_body(&self, id: i64) -> Result<Option<String>>;
 
-    /// Apply an operator's action to messages; returns to how many it applied.
+    /// Apply an operator's action to messages; returns the number of messages that it applied to.
     async fn tend_messages(&self, ids: &[i64], deed: Deed, now: DateTime<Utc>) -> Result<u64>;
 
     /// Pause a sink from `since` on, so that its messages are no longer claimed; with `None`, resume it. Returns whether that

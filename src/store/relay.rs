@@ -1,9 +1,10 @@
 //! A local relay that connects to a server without Nagle's algorithm.
 //!
-//! sqlx 0.9 leaves Nagle's algorithm on and does not expose its socket. A batch does not fit into one segment. Its last part
-//! then waits for an acknowledgement that the server delays by 40 ms, several times per transaction. A busy service spent most
-//! of its time on this. sqlx also accepts a Unix socket, so it gets the relay's. The relay passes each connection on, byte by
-//! byte, over TCP with `TCP_NODELAY`. TLS stays end to end between sqlx and the server.
+//! sqlx 0.9 leaves Nagle's algorithm on and does not expose its socket. A batch does not fit into one segment. Its last
+//! part then waits for an acknowledgement that the server delays by 40 ms, several times per transaction. A busy service
+//! spent most of its time on this wait. sqlx also accepts a Unix socket, so clerk-sync gives it the relay's. The relay
+//! passes each connection on, byte by byte, over TCP with `TCP_NODELAY`. TLS stays end to end between sqlx and the
+//! server.
 //!
 //! The relay also keeps idle connections alive. A listening connection may be idle for hours, and a NAT may drop it silently.
 //!
@@ -80,7 +81,8 @@ mod linux {
     /// kernel would retry for a quarter of an hour.
     const UNHEARD_MS: u32 = 4000;
 
-    /// Idle time after which the kernel probes a connection. It closes the connection after the same time without an answer.
+    /// Idle time after which the kernel probes a connection. Without an answer, it closes the connection after at most
+    /// the same time again.
     const KEEP_ALIVE: Duration = Duration::from_mins(1);
 
     /// How long to wait before accepting again after an error, for example when file descriptors have run out.

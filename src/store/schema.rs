@@ -28,7 +28,7 @@ pub enum ColumnType {
 #[derive(Clone, Debug)]
 pub struct Table {
     pub name: &'static str,
-    /// In the order of the database.
+    /// In the database's order.
     pub columns: Vec<(&'static str, ColumnType)>,
 }
 
@@ -227,7 +227,7 @@ pub(super) fn check_anonymize_columns(columns: &[Column], names: &[String]) -> R
     Ok(())
 }
 
-/// Compare the existing tables with the expected ones. Returns each difference as the table and what is wrong with it. A table
+/// Compare the existing tables with the expected ones. Returns each difference as a table and a description. A table
 /// without columns does not exist, which is fine because a migration creates it. While migrations are pending, only the tables
 /// that they create are checked: the others belong to an earlier version and still get their columns.
 pub(super) fn mistakes(

@@ -22,7 +22,7 @@ use crate::{model::SvixId, telemetry::TraceContext};
 
 pub use redis::{Consumer, Key, Producer, Stream, is_url};
 
-/// The most webhooks that a stream holds. At about 2 kB each they take 2 GB of the server's memory.
+/// The maximum number of webhooks in a stream. At about 2 kB each they take 2 GB of the server's memory.
 pub const MOST: u64 = 1_000_000;
 
 /// The address of the stream, and how it is stored.

@@ -46,8 +46,8 @@ const CONFLICTS_OF_MANY: Duration = Duration::from_millis(100);
 /// How often a transaction is repeated because an object appeared in the meantime.
 const RACES: u32 = 5;
 
-/// After this many deliveries are refused one by one, the rest of the batch is refused too: then probably the whole
-/// table is locked, and not just one user's row.
+/// After this many deliveries are refused one by one, the rest of the batch is refused too: by then the whole table is
+/// probably locked, and not just one user's row.
 pub(super) const HOPELESS_REFUSALS: u32 = 16;
 
 /// How many user ids are looked for in a body that cannot be parsed.
@@ -224,9 +224,9 @@ impl Ways {
         self.steps(&ORGANIZATION).is_empty() && self.steps(&USER).is_empty()
     }
 
-    /// The ways that are left for this kind. Objects that are not persons have nothing to anonymise; a row that cannot
-    /// be deleted is marked instead. Since the error does not say which row was refused, ways for objects other than
-    /// persons are ruled out first.
+    /// The ways that are left for this kind. Objects that are not people have nothing to anonymise; a row that cannot be
+    /// deleted is marked instead. Since the error does not say which row was refused, ways for objects other than people
+    /// are ruled out first.
     fn steps(&self, entity: &Entity) -> &'static [Way] {
         let is_person = entity.is_person();
         let steps: &[Way] = match self.policy {
@@ -244,7 +244,7 @@ impl Ways {
         Self { tried: self.tried.map(|tried| tried + 1), refusal, ..self }
     }
 
-    /// Rule out all ways for now: the erasure takes too long here, and a worker with more time does it.
+    /// Rule out all ways for now: the erasure takes too long for this attempt, and a worker with more time does it.
     pub(super) fn later(self, refusal: StoreError) -> Self {
         Self { tried: None, refusal, ..self }
     }
@@ -253,7 +253,7 @@ impl Ways {
 /// The results of a transaction that the caller needs before the commit.
 pub(super) struct Written {
     pub(super) outcomes: Vec<Outcome>,
-    /// Spans for the messages to sinks. If the transaction is not committed, these spans end as cut off.
+    /// Spans for the messages to sinks. If the transaction is not committed, they end as `cancelled`.
     pub(super) told: Vec<Span>,
 }
 
@@ -317,9 +317,9 @@ impl Work<'_> {
         None
     }
 
-    /// Attempt a batch, and repeat it after a conflict that is likely to pass. If a batch with a deletion takes too
-    /// long, write only the tombstone first and leave the rest for later. That second attempt may use all the remaining
-    /// time: everything that belongs to a large organization is marked in one statement.
+    /// Attempt a batch, and repeat it after a conflict that is likely to pass. If a batch with a deletion takes too long,
+    /// write only the tombstone first and leave the rest for later. That second attempt may use all the remaining time,
+    /// because one statement marks everything that belongs to a large organization.
     async fn settled(&self, batch: &[&Delivery], patience: Patience, ways: Ways) -> Result<Vec<Outcome>> {
         let (mut repeats, mut ways, mut patience) = (Repeats::with(patience), ways, patience);
         // A part of a divided batch has failed before.
@@ -533,8 +533,8 @@ impl Work<'_> {
         }
         let is_unread = !matches!(delivery.content, Content::Change(_));
         if delivery.clerk_id.as_ref().is_none_or(|id| is_unread && id.entity().has_parents()) {
-            // The delivery cannot be attributed to a user. If it names an erased user, it is not kept: their data must
-            // not come back with it.
+            // The delivery cannot be attributed to a user. If it names an erased user, it is discarded, so that the
+            // user's data does not return with it.
             let named = ClerkId::candidates_in(&USER, &delivery.payload, NAMED);
             if transaction.registers(&named).await?.values().any(|register| register.deleted) {
                 return Ok(Kept::Not(Outcome::Stale));
@@ -666,7 +666,7 @@ impl Steps<'_> {
         let kin = sorted(owners.iter().chain(&children).chain(&rivals));
         let ids = self.changes.iter().map(|(_, change)| &change.clerk_id).chain(&parents).chain(&kin);
         let mut registers = self.transaction.registers(&sorted(ids)).await?;
-        // The deletion of a parent that does not exist here yet has to wait for this transaction.
+        // The deletion of a parent that is not stored yet has to wait for this transaction.
         let unknown = sorted(parents.iter().filter(|parent| !registers.contains_key(*parent)));
         registers.extend(self.transaction.hold(&unknown).await?);
 
@@ -699,7 +699,7 @@ impl Steps<'_> {
             return Ok(false);
         }
         let now = self.transaction.children(deleted, CASCADE + 1).await?;
-        // A child of several of them counts once for each, so there may be more behind the limit.
+        // A child of several parents counts once for each, so there may be more beyond the limit.
         Ok(now.len() > CASCADE as usize || now.iter().any(|child| children.binary_search(child).is_err()))
     }
 
@@ -796,8 +796,8 @@ impl Steps<'_> {
 
     /// Erase the rows of deleted objects, and everything else that is kept about them.
     async fn take_out(&mut self, plan: &mut Plan, cascade: &Cascade) -> Result<()> {
-        // Data that was locked at the time of the erasure, or that arrived since. Objects that are erased now are
-        // forgotten by `erase`.
+        // Forget data that was locked during an earlier erasure, or that arrived since. `erase` does the same for the
+        // objects that are erased now.
         let is_erased = |id: &ClerkId| plan.erasures.iter().any(|erasure| erasure.clerk_id == *id);
         let again: Vec<ClerkId> = cascade.gone.iter().filter(|id| !is_erased(id)).cloned().collect();
         self.forget(&again).await?;
@@ -907,8 +907,8 @@ impl Steps<'_> {
         self.transaction.park(&parked).await
     }
 
-    /// If more objects are to be deleted than one transaction takes, mark them all now, so that no reader sees only a
-    /// part as deleted. The rest is erased in later transactions.
+    /// If more objects are to be deleted than one transaction takes, mark them all now, so that no reader sees only some
+    /// of them as deleted. The rest is erased in later transactions.
     async fn go_on(&mut self, cascade: &Cascade, erasures: &[Erasure]) -> Result<()> {
         let erased: HashSet<&ClerkId> = erasures.iter().map(|erasure| &erasure.clerk_id).collect();
         let now: Vec<ClerkId> = cascade.deleted.iter().filter(|id| erased.contains(id)).cloned().collect();
@@ -952,8 +952,8 @@ impl Steps<'_> {
         }
     }
 
-    /// Withdraw messages that were not sent yet, and ask every sink that received these users to erase them too. Sinks
-    /// that subscribe to deletions get a message for every row that is deleted.
+    /// Withdraw messages that were not sent yet, and ask every sink that received data about these users to erase it.
+    /// Sinks that subscribe to deletions get a message for every row that is deleted.
     async fn tell_of_erasures(&mut self, ids: &[ClerkId], erasures: &[Erasure]) -> Result<()> {
         let now = self.work.now;
         let mut recipients: BTreeSet<(ClerkId, String)> =
@@ -1043,7 +1043,7 @@ impl Kept {
         if again {
             tracing::warn!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
         } else {
-            // It is lost unless the operator acts.
+            // The delivery is lost unless the operator acts.
             tracing::error!(%svix_id, event, attempts, again, reason, "parked: kept in webhook_queue");
         }
         Outcome::Parked

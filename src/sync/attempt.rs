@@ -76,7 +76,7 @@ pub(super) struct Waiter {
     /// When the request began.
     pub(super) since: Instant,
     pub(super) answer: oneshot::Sender<Result<Outcome, Refusal>>,
-    /// The permit to be held, if the database could not take the delivery at once.
+    /// The permit to be held, if the database could not accept the delivery at once.
     pub(super) permit: Option<OwnedSemaphorePermit>,
     /// The lock that kept the delivery from being applied.
     pub(super) lock: Option<StoreError>,
@@ -152,8 +152,8 @@ impl Ground {
                     if error.kind == ErrorKind::Locked {
                         waiter.lock = Some(error.clone());
                     } else if let (None, Some(lock)) = (&error.code, &waiter.lock) {
-                        // The time ran out, most likely because of the same lock: waiting for a lock takes as long as
-                        // the shortest try.
+                        // The time ran out, most likely because of the same lock: a wait for a lock lasts as long as the
+                        // shortest attempt.
                         error = lock.clone();
                     }
                     failed.push(Held { job: Job { delivery, waiter }, error });

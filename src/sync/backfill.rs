@@ -1,8 +1,8 @@
 //! Backfill: import all objects of a kind from Clerk, under the same rules as webhooks.
 //!
-//! A backfill can run while webhooks arrive. An object as the API shows it is one more piece of news: anything newer
-//! wins, and deleted objects stay deleted. Progress is saved page by page. An interrupted run continues where it
-//! stopped, and only asks again for the pages that were in progress.
+//! A backfill can run while webhooks arrive. An object from the API is treated like an event: any newer version wins, and
+//! deleted objects stay deleted. Progress is saved page by page. An interrupted run continues where it stopped, and only
+//! requests the pages again that were in progress.
 
 use std::{convert::Infallible, fmt::Write as _, mem, sync::Arc};
 
@@ -33,8 +33,8 @@ use crate::{
     telemetry,
 };
 
-/// The objects to import: all of a kind, or, for users, those that any of the lists names and the other two conditions
-/// admit.
+/// The objects to import: all of a kind, or, for users, those that at least one list names and that meet the other two
+/// conditions.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub entity: &'static Entity,
@@ -42,7 +42,7 @@ pub struct Wanted {
     pub lists: Vec<(&'static str, Vec<String>)>,
     /// Clerk's search over names, addresses and numbers.
     pub query: Option<String>,
-    /// Only users who signed up after this time, in unix milliseconds.
+    /// Only users who signed up after this time, in Unix milliseconds.
     pub created_after: Option<i64>,
 }
 
@@ -123,16 +123,16 @@ pub struct Summary {
     pub resumed: bool,
     /// Whether the feature is switched off at Clerk, so that there was nothing to import.
     pub switched_off: bool,
-    /// After a change of the instance: the users of the previous instance that may still be here.
+    /// After a change of the instance: the users of the previous instance that may still be stored.
     pub left_behind: Option<LeftBehind>,
 }
 
-/// Users of the instance that users came from before.
+/// The users of the previous Clerk instance.
 #[derive(Clone, Debug)]
 pub struct LeftBehind {
     /// The previous instance.
     pub instance: String,
-    /// The users that a comparison would erase; `None` unless this run saw all users at Clerk.
+    /// The users that a reconcile run would erase; `None` unless this run saw all users at Clerk.
     pub users: Option<Vec<ClerkId>>,
 }
 
@@ -144,8 +144,8 @@ pub struct Done(Vec<String>);
 
 impl Done {
     /// The runs that were completed before the run of one of these kinds was interrupted. `None` if no run was
-    /// interrupted within the last day, if the run was active within `quiet_for`, or if it was to import its kind alone
-    /// and that kind is not the first of these.
+    /// interrupted within the last day, or if the run was active within `quiet_for`. Also `None` if the run was to import
+    /// its kind alone and that kind is not the first of these.
     ///
     /// # Errors
     /// If the database cannot be read.
@@ -168,7 +168,7 @@ impl Done {
         Ok(None)
     }
 
-    /// Whether this was imported already.
+    /// Whether these objects were already imported.
     pub fn has(&self, context: &CatchUp, wanted: &Wanted) -> bool {
         self.0.contains(&wanted.digest(context))
     }
@@ -188,7 +188,7 @@ pub async fn backfill(
     let previous = context.check_instance(Persistence::BACKGROUND, false).await?;
     let began = (context.clock)();
     let parameters = (wanted.digest(context), wanted.is_everybody());
-    // Such a list is always requested again from its beginning.
+    // A list of another kind without owners is always requested from its beginning.
     let restart = restart || *wanted.entity != USER && wanted.entity.of_each.is_empty();
     let fresh = Progress { done: done.clone(), ..Progress::default() };
     let (ledger, resumed) =
@@ -297,7 +297,7 @@ impl Visitor {
         let walked = self.context.walk_part(what, left, &self.seen, &visitor).await;
         let mut ledger = self.ledger.lock().await;
         if matches!(walked, Err(CatchUpError::Incomplete { .. })) {
-            // The saved progress is of no use: the next run starts from scratch.
+            // The saved progress cannot be used: the next run starts from scratch.
             ledger.progress = Progress { done: mem::take(&mut ledger.progress.done), ..Progress::default() };
             ledger.save().await?;
         }

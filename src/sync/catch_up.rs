@@ -28,7 +28,7 @@ const PAGE_TIME: Duration = Duration::from_mins(1);
 /// How often a page is tried again while the database is unavailable.
 const PAGE_ATTEMPTS: u32 = 6;
 
-/// An interrupted run can be continued only if it is younger than this: the pages it walked first have changed since
+/// An interrupted run can be continued only if it is younger than this: the pages that it walked first have changed since
 /// then.
 pub(super) const RESUMABLE: TimeDelta = TimeDelta::days(1);
 
@@ -103,11 +103,11 @@ pub enum CatchUpError {
 pub struct Counts {
     /// Users that Clerk returned.
     pub seen: u64,
-    /// Written because they were missing here or differed.
+    /// Written because they were missing in the database or differed.
     pub applied: u64,
-    /// Identical here and at Clerk.
+    /// Identical in the database and at Clerk.
     pub unchanged: u64,
-    /// Newer here, or deleted.
+    /// Newer in the database, or deleted.
     pub stale: u64,
     pub left_out: u64,
     /// Some of the users that were left out, with the reasons.
@@ -152,7 +152,7 @@ impl CatchUp {
     }
 
     /// Ensure, before anything is imported, that the key belongs to the right Clerk instance. The first run determines
-    /// which one that is, unless it is a dry run. Returns the previous instance if its users may still be here.
+    /// which one that is, unless it is a dry run. Returns the previous instance if its users may still be stored.
     pub(super) async fn check_instance(
         &self,
         persistence: Persistence,
@@ -357,7 +357,7 @@ async fn is_worked_on(context: &CatchUp, run: &Run) -> Result<bool, CatchUpError
     Ok(false)
 }
 
-/// Whether asking again cannot help.
+/// Whether a retry cannot help.
 fn is_hopeless(error: &StoreError) -> bool {
     matches!(error.kind, ErrorKind::Broken | ErrorKind::Schema)
 }
@@ -367,8 +367,8 @@ pub(super) fn incomplete(entity: &Entity, seen: u64, counted: u64) -> CatchUpErr
     CatchUpError::Incomplete { what: entity.table, seen, counted }
 }
 
-/// Whether a walk saw clearly fewer objects than Clerk counts: more are missing than can have been deleted in the
-/// meantime.
+/// Whether a walk saw clearly fewer objects than Clerk counts: more are missing than are likely to have been deleted in
+/// the meantime.
 pub(super) fn falls_short(seen: u64, counted: u64) -> bool {
     counted.saturating_sub(seen) > (counted / 100).max(10) || seen.saturating_mul(2) < counted
 }

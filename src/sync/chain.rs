@@ -1,9 +1,9 @@
 //! The chain of seals over the audit trail: adding seals, and verifying that every line is as it was sealed.
 //!
 //! A valid chain proves that since a line was sealed it was not changed or removed, and that no line was inserted among
-//! the sealed ones. A chain inside a database cannot prove that the newest seals and their lines were not cut off, or
-//! that the whole chain was not rewritten by someone with full write access. To detect that, keep the newest seal
-//! elsewhere and compare the chain with it.
+//! the sealed ones. A chain inside a database cannot show whether the newest seals and their lines were cut off, or
+//! whether someone with full write access rewrote the whole chain. To detect that, keep the newest seal elsewhere and
+//! compare the chain with it.
 
 use std::fmt;
 
@@ -87,7 +87,7 @@ impl Fault {
         Self { kind: "seal_replaced", seal, lines: String::new(), message }
     }
 
-    /// A seal that was kept elsewhere has another hash here, or is missing here.
+    /// A seal that was kept elsewhere has another hash in the database, or is missing there.
     fn not_as_kept(seal: i64, here: Option<&str>) -> Self {
         let message = match here {
             Some(hash) => format!("seal {seal} differs from the one that was kept: here its hash is {hash}"),
@@ -102,7 +102,7 @@ impl Fault {
     }
 
     fn lines_added(seal: i64, ids: &[Ids]) -> Self {
-        let message = format!("slipped in later: {}, among those of seal {seal}", named(ids));
+        let message = format!("inserted later: {}, among the lines of seal {seal}", named(ids));
         Self { kind: "line_added", seal, lines: Ids::text(ids), message }
     }
 
@@ -311,7 +311,7 @@ mod tests {
                 "seal 5 does not follow seal 4: one of them was replaced",
                 "missing: line 7, under seal 2",
                 "missing: lines 7 9-12, under seal 2",
-                "slipped in later: line 8, among those of seal 2",
+                "inserted later: line 8, among the lines of seal 2",
                 "changed: line 7, under seal 2",
                 "changed, or in another order: one or more of lines 7-12, under seal 2",
             ]

@@ -269,7 +269,7 @@ impl Draining<'_> {
         match self.turn(Claim::These(&ids, FAR_AWAY), Patience::Short, &all).await.1 {
             Ok(worked) => Ok((!worked.is_empty()).then_some(worked)),
             Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
-            // Then there is another cause.
+            // The application of all of them failed, so there is another cause.
             Err(_) => Ok(None),
         }
     }
@@ -491,7 +491,7 @@ impl Draining<'_> {
         let now = self.work.now;
         tracing::warn!(
             deliveries = ids.len(),
-            "the turn is over before all claimed deliveries were tried: the others wait for another turn"
+            "the turn ended before all claimed deliveries were tried: the others wait for the next turn"
         );
         let until = ids.first().map_or(now, |id| self.work.rules.retry.always_after(1, id.as_str(), now));
         let postponed = async {

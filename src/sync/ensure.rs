@@ -1,6 +1,6 @@
 //! Fetch one user now, for a page that loads before the user's webhook has arrived.
 //!
-//! A user that is here is returned; any other is fetched from Clerk and imported through the rules. Concurrent requests
+//! A stored user is returned; any other is fetched from Clerk and imported through the rules. Concurrent requests
 //! for the same user cause one request to Clerk. A caller that stops waiting does not cancel it.
 
 use std::{
@@ -40,7 +40,7 @@ impl Ensure {
     /// The row of a user; `None` if Clerk does not know the user, or the user is deleted. Needs a runtime.
     ///
     /// # Errors
-    /// If the user is not here, and Clerk or the database cannot answer.
+    /// If the user is not stored, and Clerk or the database cannot answer.
     pub async fn ensure(&self, id: &ClerkId) -> Result<Option<Row>, Arc<CatchUpError>> {
         let mut flight = self.join(id);
         let answer = flight.wait_for(Option::is_some).await;
@@ -104,7 +104,7 @@ impl Inner {
         if let Some(left_out) = counts.reasons.into_iter().next() {
             return Err(self.context.api.unintelligible(&left_out.reason).into());
         }
-        // Or a deletion came first.
+        // `None` if a deletion came first.
         Ok(store.row(id).await?.and_then(Row::standing))
     }
 }

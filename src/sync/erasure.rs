@@ -26,14 +26,14 @@ const PAGE_TIME: Duration = Duration::from_mins(1);
 /// What happened to a user whose erasure was requested or cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing is left here.
+    /// The database holds no data about the user any more.
     Erased,
     /// The row is marked as deleted, and will be erased at this time.
     Held(DateTime<Utc>),
     /// Erased, except for the row: the database refuses every way to erase it, and the erasure is retried until it
     /// succeeds.
     Resists,
-    /// The user was unknown here; a tombstone keeps them out from now on.
+    /// The user was not known; a tombstone keeps them out from now on.
     Unknown,
     /// Erased before.
     Gone,
@@ -43,7 +43,7 @@ pub enum Fate {
     NotHeld,
 }
 
-/// A delivery with news about a user that did not arrive as a webhook.
+/// A delivery that did not arrive as a webhook, with this change of a user.
 pub(super) fn delivery(
     clerk_id: ClerkId,
     news: News,
@@ -214,13 +214,13 @@ pub fn read_list(text: &str) -> std::result::Result<Vec<Tombstone>, ListTrouble>
 /// The result of replaying a list of erased users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Replayed {
-    /// Users who were back, and are erased again.
+    /// Users that the restore brought back, and that are erased again.
     pub erased: u64,
-    /// Users who were back, and whose erasure is delayed again.
+    /// Users that the restore brought back, and whose erasure is delayed again.
     pub held: u64,
-    /// Users who were unknown here; a tombstone keeps them out.
+    /// Users who were not known; a tombstone keeps them out.
     pub kept_out: u64,
-    /// Users with nothing to do.
+    /// Users who were already erased, so that nothing had to be done.
     pub done_before: u64,
     /// Users whose row could not be erased; it is retried until it succeeds.
     pub resisting: u64,

@@ -6,9 +6,9 @@
 //! from the beginning, the next one follows after thirty times its duration.
 //!
 //! Nothing is lost. Entries that other workers have claimed stay visible, and return to their place if those workers
-//! fail. An entry may become visible before the frontier if its transaction took longer than `MARGIN`, or if another
-//! clock is further behind. The next search from the beginning finds it. Every search that started later is followed by
-//! one from the beginning (see [`owed`](Frontier::owed)), within `LONGEST_REST`.
+//! fail. An entry may become visible before the frontier if its transaction took longer than `MARGIN`, or if the clock of
+//! another process is further behind. The next search from the beginning finds it. Every search that started later is
+//! followed by one from the beginning (see [`owed`](Frontier::owed)), within `LONGEST_REST`.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -50,7 +50,7 @@ struct Known {
     /// When the last search that did not start at the beginning started; `None` if a search from the beginning started
     /// after it and has ended.
     owed: Option<Instant>,
-    /// Whether a caller was told since then that a search is owed.
+    /// Whether [`owed`](Frontier::owed) has reported this to a caller already.
     told: bool,
 }
 
@@ -94,7 +94,7 @@ impl Frontier {
         Look { since, whole, now, began }
     }
 
-    /// Record the result of a search: when the first entry is due.
+    /// Record the result of a search: when the first entry is due. Returns that result.
     ///
     /// # Errors
     /// Those of the search.
@@ -107,7 +107,7 @@ impl Frontier {
         match &first {
             Ok(first) => self.found(look, *first, ended),
             Err(error) if error.took_too_long() => self.gave_up(look, ended),
-            // This says nothing about the cost of the next search.
+            // A failed search says nothing about the cost of the next one.
             Err(_) => {}
         }
         first
@@ -119,7 +119,7 @@ impl Frontier {
             known.rest_from(look, ended);
             known.owed = known.owed.filter(|near| *near > look.began);
         } else if known.ended.is_some_and(|whole| whole > look.began) {
-            // A search from the beginning has seen more.
+            // A search from the beginning that ended later has seen more.
             return;
         }
         known.since = first.map_or(look.now, |first| first.min(look.now)) - MARGIN;
@@ -163,7 +163,7 @@ impl Frontier {
 }
 
 impl Known {
-    /// The clock may have been set back.
+    /// Where a search starts, even if the clock was set back.
     fn before(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         self.since.min(now - MARGIN)
     }

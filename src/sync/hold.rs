@@ -22,16 +22,16 @@ use crate::{
     store::{ErrorKind, StoreError},
 };
 
-/// Pause between two tries.
+/// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The minimum and maximum time for a try: a server that stops answering must not use up all the time.
+/// The minimum and maximum time for an attempt: a server that stops answering must not use up all the time.
 const TRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
 
 /// A delivery that only a lock blocks is put into the queue this long before the end.
 const PARK_BEFORE: Duration = Duration::from_millis(2_500);
 
-/// How long before the end the last try starts. It only stores deliveries.
+/// How long before the end the last attempt starts. It only stores deliveries.
 const LAST_TRY_BEFORE: Duration = Duration::from_millis(900);
 
 /// How long storing may take.
@@ -61,7 +61,7 @@ impl Door {
         match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => {
                 job.waiter.permit = Some(permit);
-                // If the receiver is gone, dropping the job tells the sender.
+                // If the receiver is gone, dropping the job answers the request.
                 _ = self.sender.send(Held { job, error });
             }
             Err(_) => job.waiter.answer(Err(error)),
@@ -100,13 +100,13 @@ impl Holding {
         }
     }
 
-    /// Try each delivery once more. Returns those that are still held.
+    /// Attempt each delivery once more. Returns those that are still held.
     async fn turn(&self, held: Vec<Held>) -> Vec<Held> {
         let now = Instant::now();
         let (ending, going): (Vec<Held>, Vec<Held>) =
             held.into_iter().partition(|held| self.stopping.is_cancelled() || self.is_ending(held, now));
         let mut left = self.store(ending).await;
-        // The delivery that has waited longest must not wait for the others' tries.
+        // The delivery that has waited longest must not wait for the attempts at the others.
         let Some(first_end) = going.iter().map(|held| self.end_of(&held.job.waiter)).min() else {
             return left;
         };
@@ -167,7 +167,7 @@ impl Holding {
         }
     }
 
-    /// Refuse deliveries that could not even be stored, unless there is time for another try.
+    /// Refuse deliveries that could not even be stored, unless there is time for another attempt.
     fn refuse(&self, batch: Vec<Held>, error: &StoreError) -> Vec<Held> {
         let now = Instant::now();
         let is_over = |held: &Held| now + LAST_TRY_BEFORE >= self.end_of(&held.job.waiter);

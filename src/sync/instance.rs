@@ -1,11 +1,11 @@
-//! The Clerk instance that events may come from: the one that the users here belong to.
+//! The Clerk instance that events may come from: the one that the stored users belong to.
 //!
 //! A Clerk application has an instance for development and one for production, and both can send to the same address.
-//! Their users must not be mixed in one table: a comparison with one instance would erase the users of the other. The
-//! first event, or the key of the first backfill, decides. The database stores the decision for all replicas.
+//! Their users must not be mixed in one table: reconciling with one instance would erase the users of the other. The
+//! first event, or the key of the first backfill, determines the instance. The database stores it for all replicas.
 //!
-//! The database is asked at most once per [`BELIEVED`], and at once when an event names another instance.
-//! `--change-instance` waits that long, so that every replica learns of the change.
+//! clerk-sync asks the database at most once per [`BELIEVED`], and also whenever an event names another instance. A run
+//! with `--change-instance` waits that long, so that every replica learns of the change.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -69,7 +69,7 @@ impl Pin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stranger {
     pub instance: String,
-    /// The instance that the users here belong to.
+    /// The instance that the stored users belong to.
     pub known: String,
 }
 
@@ -160,7 +160,7 @@ impl Gate {
         let asked = timeout(ANSWER_WITHIN, self.store.claim_instance(instance)).await;
         let known = match (asked.unwrap_or_else(|_| Err(StoreError::new(ErrorKind::Unavailable))), before) {
             (Ok(instance), _) => Known { instance: instance.into(), at },
-            // The instance was accepted before. Callers that waited meanwhile do not have to ask in vain too.
+            // The instance was accepted before. Callers that waited meanwhile use this answer too.
             (Err(_), Some(known)) if *known.instance == *instance => Known { at: Instant::now(), ..known },
             (Err(error), _) => return Err(error),
         };

@@ -1,8 +1,8 @@
 //! Clear the columns of fields that left the allow-list: a field that is no longer synced is no longer kept.
 //!
-//! Each page is cleared in its own transaction, so that other transactions do not wait for long. Running it again
-//! continues the work. It writes no audit lines and changes no times, because the objects themselves did not change.
-//! Anonymised rows are left as they are.
+//! Each page is cleared in its own transaction, so that other transactions do not wait for long. A second run continues
+//! an interrupted one. No audit lines are written and no times are changed, because the objects themselves did not
+//! change. Anonymised rows are left as they are.
 
 use serde::Serialize;
 

@@ -1,7 +1,7 @@
-//! The rules: how a delivery is applied. No SQL and no HTTP here.
+//! The rules: how a delivery is applied. This module contains no SQL and no HTTP.
 //!
-//! - [`plan`] decides, in pure code. [`mod@apply`] carries a plan out in one transaction, and finds a delivery that
-//!   makes a batch fail. Only `apply` writes users.
+//! - [`plan`] decides, in pure code. [`mod@apply`] carries a plan out in one transaction, and finds a delivery that makes
+//!   a batch fail. Except for [`minimize`], only `apply` writes the rows of objects.
 //! - [`committer`] gathers the waiting deliveries, and `hold` keeps those that the database cannot accept for now.
 //! - [`mod@enqueue`] stores deliveries for later, and [`mod@drain`] applies them, starting at the [`frontier`].
 //!   [`operator`] retries or discards waiting deliveries and dead letters.

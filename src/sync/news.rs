@@ -118,7 +118,7 @@ fn snapshot(user: &Object, fields: FieldSet) -> Map<String, Value> {
     data
 }
 
-/// The same id for the same change, on every replica and at every try.
+/// The same id for the same change, on every replica and at every attempt.
 fn message_id(sink: &str, clerk_id: &ClerkId, version: &Version, kind: MessageType) -> String {
     let Version { version, event_at, tie } = version;
     // No id contains a NUL.

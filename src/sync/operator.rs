@@ -1,7 +1,8 @@
 //! An operator's actions on the queue and the outbox: retry or discard entries.
 //!
-//! A deletion is never discarded. Data that Clerk has deleted must not stay here, and a sink that received a user must
-//! learn of the deletion. A discarded delivery is recorded as such, so that it is not applied when Svix sends it again.
+//! A deletion is never discarded. Data that Clerk has deleted must not stay in the database, and a sink that received
+//! data about a user must receive the deletion. A discarded delivery is recorded as such, so that it is not applied when
+//! Svix sends it again.
 //! Large numbers of entries are processed in small transactions.
 
 use std::collections::BTreeSet;
@@ -56,7 +57,7 @@ pub struct Tally<Id> {
 }
 
 impl<Id> Tally<Id> {
-    /// Number of changed entries. On a dry run: the number that would change, as far as it can be predicted.
+    /// Number of changed entries. On a dry run: an estimate of the number that would change.
     pub fn number(&self, dry_run: bool) -> u64 {
         if dry_run { self.found - self.deletions } else { self.done }
     }
@@ -84,7 +85,7 @@ pub trait Entry: Sized + Send + Sync {
     /// Whether the entry may never be discarded.
     fn is_deletion(&self) -> bool;
 
-    /// Returns how many were changed.
+    /// Apply the action; returns how many entries were changed.
     async fn change(store: &dyn Store, entries: &[Self], deed: Deed, now: DateTime<Utc>) -> Result<u64>;
 }
 

@@ -46,7 +46,7 @@ pub struct Plan {
     pub registers: Vec<Advance>,
     /// Users whose address goes to another user in this plan. It must be cleared before the other user's row is written.
     pub released: Vec<ClerkId>,
-    /// Rows that are displaced by rows written here. They must be marked as deleted first.
+    /// Rows that are displaced by rows of this plan. They must be marked as deleted first.
     pub displaced: Vec<(ClerkId, DateTime<Utc>)>,
     pub inserts: Vec<Object>,
     pub updates: Vec<Object>,
@@ -87,7 +87,7 @@ pub struct Erasure {
     pub clerk_id: ClerkId,
     /// The index of the change that requests it.
     pub change: usize,
-    /// Whether anything about the object was ever stored here.
+    /// Whether anything about the object was ever stored.
     pub known: bool,
     /// Whether an existing row is erased now, and no earlier erasure of it failed.
     pub leaves: bool,
@@ -110,8 +110,8 @@ fn shows_state(source: Source) -> bool {
     matches!(source, Source::Backfill | Source::Reconcile | Source::Api)
 }
 
-/// Whether the change is the Backend API's view of exactly the version that is known here. It may have been read before
-/// the webhook about that version was sent, and so look older. Then it is neither news nor out of date.
+/// Whether the change is the Backend API's view of exactly the stored version. The API may have been read before the
+/// webhook about that version was sent, so the change may look older. Then it is neither news nor out of date.
 fn shows(change: &Change, register: &Register) -> bool {
     change.version.tie.is_empty() && change.version.version == register.version.version
 }
@@ -155,7 +155,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         let id = &change.clerk_id;
         let cause = (index, delivery, change);
         if has_no_parent(change, &folds, &parents) {
-            // A row that did not name its parent yet.
+            // A row that was stored before it named its parent.
             if folds.get(id).is_some_and(|fold| fold.user.is_some()) {
                 plan.erasures.extend(bury(&mut folds, id, cause, now));
             }
@@ -216,7 +216,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
             }
         }
         addresses.move_to(id, folds.get(id).and_then(Fold::live_email));
-        // An upserted user has already lost it.
+        // An upserted user has already lost the address.
         let loser = lost.filter(|loser| !(change.patch().is_some() && loser == id));
         if let Some((loser, fold)) = loser.and_then(|loser| folds.get_mut(&loser).map(|fold| (loser, fold))) {
             fold.give_up_address();
@@ -364,8 +364,8 @@ impl Places {
         Some((entity.kind, key(entity, |field| Some(&user.profile[field]))?))
     }
 
-    /// If the object of a change and another object exclude each other, the id of the one that was created first: it no
-    /// longer exists. An outdated change displaces nothing.
+    /// If the object of a change and another object exclude each other, the id of the one that was created first: that
+    /// object no longer exists at Clerk. An outdated change displaces nothing.
     fn loser(&self, delivery: &Delivery, change: &Change, folds: &Folds) -> Option<ClerkId> {
         let fold = folds.get(&change.clerk_id)?;
         if !fold.would_upsert(delivery, change) {
@@ -392,7 +392,7 @@ impl Places {
         let known = |field| Some(&fold.user.as_ref()?.profile[field]);
         let place = (entity.kind, key(entity, |field| patch.get(field).or_else(|| known(field)))?);
         let rival = self.0.get(&place).filter(|rival| **rival != change.clerk_id)?;
-        // It may have moved.
+        // The rival may have moved.
         let fold = folds.get(rival).filter(|fold| !fold.is_deleted())?;
         (Self::of(fold.user.as_ref()?)? == place).then(|| rival.clone())
     }
@@ -469,7 +469,7 @@ impl Addresses {
                 if fold.would_upsert(delivery, change) {
                     (email, version.max(fold.version()), true)
                 } else {
-                    // The change is only compared with what is here.
+                    // The change is only compared with the stored state.
                     fold.register.as_ref().filter(|known| shows(change, known))?;
                     (email, version, false)
                 }
@@ -669,7 +669,7 @@ impl Fold {
         self.register.as_ref().and_then(|register| register.held_until)
     }
 
-    /// Whether anything about this object was ever stored here, even if only a parked delivery.
+    /// Whether anything about this object was ever stored, even if only a parked delivery.
     fn is_known(&self) -> bool {
         self.stored.is_some() || self.user.is_some()
     }
@@ -681,7 +681,7 @@ impl Fold {
 
     /// Apply an upsert.
     ///
-    /// A missing row may be restored from the current state at Clerk, even if the register knows a newer version: the
+    /// A missing row may be restored from the current state at Clerk, even if the register knows a newer version. The
     /// newer change is still to come, or was removed with the row. If the current state differs only in times that move
     /// by themselves, they are written, but there is no audit line and no message.
     fn upsert(
@@ -701,7 +701,7 @@ impl Fold {
             && !self.is_deleted()
             && self.user.as_ref().is_some_and(|user| user.deleted_at.is_none() && is_the_same(user))
         {
-            // This makes older events about it stale.
+            // This makes older events about the object stale.
             self.advance(&change.version);
             return Step::Unchanged;
         }
@@ -782,7 +782,7 @@ impl Fold {
             *self.register_mut() =
                 Register { version: version.clone(), deleted: true, held_until: None, held_since: None };
             self.end = Some(End::Erased);
-            // A sink that never received the user does not have to receive them now.
+            // A sink that never received the user does not need these messages now.
             self.messages.clear();
         }
         wanted

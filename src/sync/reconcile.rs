@@ -4,17 +4,17 @@
 //! not show is deleted only if all of these hold, so that an incomplete answer, or one from another instance, cannot
 //! empty the table:
 //!
-//! - The scan was complete: it saw as many users as Clerk counts.
+//! - The scan was complete: it saw at most 1 % or 10 users fewer than Clerk counts, whichever is more.
 //! - The user was not written in the meantime.
 //! - Clerk, asked about this user, has confirmed that it does not know the user.
 //! - At most 50 users or one in 20 would be deleted at once, whichever is more, and fewer than half of all.
-//! - The users here can only belong to one instance.
+//! - The stored users can only belong to one instance.
 //!
 //! The operator can override the last two conditions.
 //!
-//! A user that is erased here but alive at Clerk is only reported, because a deletion is final. A user whose erasure is
-//! delayed here is only reported too: only an operator cancels that. A time that moved at Clerk alone, as it does with
-//! every sign-in, is not a difference.
+//! A user that is erased in the database but live at Clerk is only reported, because a deletion is final. A user whose
+//! erasure is delayed is only reported too: only an operator cancels that. A time that moved at Clerk alone, as it does
+//! with every sign-in, is not a difference.
 
 use std::{
     cmp::Ordering,
@@ -73,17 +73,17 @@ const CONFIRMATIONS: usize = 16;
 /// The kinds of differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriftKind {
-    /// At Clerk, but not here.
+    /// At Clerk, but not in the database.
     Missing,
-    /// Older here.
+    /// Older in the database.
     Stale,
-    /// As new or newer here, but not identical.
+    /// As new or newer in the database, but not identical.
     Different,
-    /// Here, but not at Clerk.
+    /// In the database, but not at Clerk.
     NotAtClerk,
-    /// Deleted here, but alive at Clerk.
+    /// Deleted in the database, but live at Clerk.
     ErasedHere,
-    /// Alive at Clerk, but to be erased here after the grace period.
+    /// Live at Clerk, but to be erased in the database after the grace period.
     HeldHere,
 }
 
@@ -123,16 +123,16 @@ pub enum Doubt {
     InstanceChanged,
     /// Events of several instances are accepted, but the key belongs to one of them.
     SeveralInstances,
-    /// None of the users here is at Clerk.
+    /// None of the stored users is at Clerk.
     OtherInstance,
-    /// Half or more of the users here are not at Clerk.
+    /// Half or more of the stored users are not at Clerk.
     MostOfThem,
-    /// More than one run may delete.
+    /// More users than one run may delete.
     TooMany,
 }
 
 impl Doubt {
-    /// The doubt about this many strangers among the users that were here before.
+    /// The doubt, if any, about deleting this many of the users that were stored before.
     fn about(strangers: u64, before: u64, changed: bool, pin: &Pin) -> Option<Self> {
         if strangers == 0 {
             None
@@ -161,7 +161,7 @@ impl fmt::Display for Doubt {
             Self::MostOfThem => {
                 "half or more of all that are here: CLERK_SECRET_KEY may belong to another instance"
             }
-            Self::TooMany => "more than one run may delete",
+            Self::TooMany => "more than a single run may delete",
         })
     }
 }
@@ -351,11 +351,11 @@ struct Visitor {
 /// The stored parts of users, such as e-mail addresses. Clerk has no list of them: it shows them with their users.
 #[derive(Default)]
 struct PartsHere {
-    /// Number of parts here.
+    /// Number of stored parts.
     count: AtomicU64,
     /// The parts that Clerk shows.
     shown: Seen,
-    /// The parts that Clerk does not show with the user they belong to here; with that user.
+    /// The stored parts that Clerk does not show with their users; each with its user.
     extra: Mutex<BTreeMap<ClerkId, ClerkId>>,
 }
 
@@ -474,7 +474,7 @@ impl Visitor {
         Ok(here)
     }
 
-    /// A user that lost an address to another user's newer claim has no address here, although Clerk still shows it.
+    /// A user that lost an address to another user's newer claim has no address in the database, although Clerk still shows one.
     /// This is not drift.
     async fn give_up_addresses(&self, users: &mut [Found], known: &Known) -> Result<(), CatchUpError> {
         let email = |found: &Found| match &found.delivery.content {
@@ -530,8 +530,8 @@ impl Visitor {
         Ok(counts)
     }
 
-    /// Whether there is a doubt about these strangers among the objects that were here before, and the operator has not
-    /// allowed their deletion. If so, they are only reported.
+    /// Whether there is a doubt about deleting these strangers, given the number of objects that were stored before, and
+    /// the operator has not allowed the deletion. If so, they are only reported.
     fn withholds<'a>(
         &self,
         strangers: impl ExactSizeIterator<Item = &'a ClerkId>,
@@ -551,8 +551,8 @@ impl Visitor {
         true
     }
 
-    /// Find and delete users here that were not seen at Clerk. `before` is the number of users here before the run;
-    /// `changed` tells whether some of them may belong to another instance.
+    /// Find and delete stored users that were not seen at Clerk. `before` is the number of users stored before the run;
+    /// `changed` says whether some of them may belong to another instance.
     async fn look_for_strangers(
         self: &Arc<Self>,
         began: DateTime<Utc>,
@@ -576,7 +576,7 @@ impl Visitor {
             let Some(confirmed) = asked.join_next().await else { break };
             gone.extend(confirmed.map_err(|_| CatchUpError::Abandoned)??);
         }
-        // Delete only after all answers: an invalid one ends the run, and a server that gives it is not trusted at all.
+        // Delete only after all answers: an invalid answer ends the run, because none of that server's answers is trusted.
         for id in gone {
             let deleted = self.write(vec![self.deletion(id)]).await?.applied;
             self.with(|report| report.deleted += deleted);
@@ -584,8 +584,8 @@ impl Visitor {
         Ok(())
     }
 
-    /// Find and delete parts here that Clerk showed with no user. Clerk is asked again about the users that they belong
-    /// to here. The parts that those users are not shown with are deleted, as with any event about these users.
+    /// Find and delete stored parts that Clerk showed with no user. Clerk is asked again about the users that these parts
+    /// belong to. The parts that those users are not shown with are deleted, as with any event about these users.
     async fn look_for_extra_parts(self: &Arc<Self>, changed: bool) -> Result<(), CatchUpError> {
         let mut extra = std::mem::take(&mut *self.parts.extra.lock().unwrap_or_else(PoisonError::into_inner));
         extra.retain(|part, _| !self.parts.shown.contains(part));
@@ -609,7 +609,7 @@ impl Visitor {
         }
     }
 
-    /// Ask Clerk about the user to whom these parts belong here, and delete those that Clerk does not show.
+    /// Ask Clerk about the user that these parts belong to, and delete those that Clerk does not show.
     async fn confirm_parts(&self, owner: &ClerkId, mut parts: Vec<ClerkId>) -> Result<(), CatchUpError> {
         let reading = self.context.reading(Source::Reconcile, self.entity);
         let Some(found) = self.context.api.one(owner, &reading, Persistence::BACKGROUND).await? else {
@@ -667,7 +667,7 @@ impl Visitor {
     }
 }
 
-/// Objects here that were not written since `untouched_since` and were not seen at Clerk.
+/// Stored objects that were not written since `untouched_since` and were not seen at Clerk.
 pub(super) async fn strangers(
     store: &dyn Store,
     entity: &'static Entity,
@@ -684,7 +684,7 @@ pub(super) async fn strangers(
     }
 }
 
-/// How an object at Clerk can differ from the one here.
+/// How an object at Clerk can differ from the stored one.
 enum Difference {
     Drift {
         kind: DriftKind,
@@ -700,7 +700,7 @@ fn parts_of(found: &Found) -> impl Iterator<Item = &Change> {
     found.delivery.nested.iter().filter(|part| found.delivery.whole.contains(&part.clerk_id.entity()))
 }
 
-/// How an object at Clerk differs from the one here.
+/// How an object at Clerk differs from the stored one.
 fn difference(change: &Change, known: &Known, fields: FieldSet) -> Option<Difference> {
     let Change { clerk_id, news: News::Upsert { patch, .. }, version, .. } = change else { return None };
     let drift = |kind, can_mend| Some(Difference::Drift { kind, can_mend });
@@ -722,7 +722,7 @@ fn difference(change: &Change, known: &Known, fields: FieldSet) -> Option<Differ
         Ordering::Greater => Some(Difference::Touched),
         Ordering::Equal => (!changed.is_empty()).then_some(Difference::Touched),
         Ordering::Less => {
-            // Otherwise a webhook was faster than the list.
+            // If the list was not read later, a webhook was faster than the list.
             let read_later = register.is_some_and(|register| version.event_at > register.version.event_at);
             if read_later && differs { drift(DriftKind::Different, is_newer) } else { None }
         }

@@ -27,7 +27,7 @@ impl Default for Retry {
     }
 }
 
-/// The longest wait when only a lock is in the way: there is no notification when it is released.
+/// The longest wait when only a lock is in the way: nothing announces its release.
 const SOON: TimeDelta = TimeDelta::seconds(8);
 
 impl Retry {

@@ -171,7 +171,7 @@ pub(super) struct Scan {
     reading: Reading,
     seen: Arc<Seen>,
     side_by_side: usize,
-    /// The present, in unix milliseconds: the assumed end of an open window when it is divided.
+    /// The present, in Unix milliseconds: the assumed end of an open window when it is divided.
     now: i64,
 }
 
@@ -208,8 +208,8 @@ impl Scan {
     /// reported by `reached`.
     ///
     /// # Errors
-    /// If Clerk fails, or if it showed clearly fewer users than it counts: more are missing than can have been deleted
-    /// meanwhile.
+    /// If Clerk fails, or if it showed clearly fewer users than it counts: more are missing than are likely to have been
+    /// deleted meanwhile.
     pub(super) async fn run(&self, left: Option<Left>, visitor: &Arc<dyn Visit>) -> Result<(), CatchUpError> {
         let Left { windows, counted } = if let Some(left) = left {
             left
@@ -227,7 +227,7 @@ impl Scan {
         if falls_short(seen, counted) { Err(incomplete(self.reading.entity, seen, counted)) } else { Ok(()) }
     }
 
-    /// The number of users, if Clerk tells it. The walk does not rely on it.
+    /// The number of users, if Clerk reports it. The walk does not rely on it.
     async fn count(&self) -> Result<Option<u64>, CatchUpError> {
         if !self.filters.values.is_empty() {
             return Ok(None);
@@ -362,7 +362,7 @@ struct Track {
     /// The user who must come first at this offset.
     seam: Option<String>,
     restarts: u32,
-    /// Number of users per number of milliseconds on the previous page.
+    /// The number of users on the previous page, and the number of milliseconds that they span.
     density: (usize, i64),
 }
 

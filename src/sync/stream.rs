@@ -110,7 +110,7 @@ impl Intake {
         taken_in
     }
 
-    /// Parse an entry as of the time it arrived. An event of another instance than the users here is kept as a dead
+    /// Parse an entry as of the time it arrived. An event of another instance than the stored users' is kept as a dead
     /// letter.
     async fn understood(&self, entry: &Entry, deadline: Instant) -> Result<(Delivery, Span)> {
         let verified = Verified::kept(entry.svix_id.clone(), entry.received_at, entry.payload.clone());

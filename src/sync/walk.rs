@@ -2,8 +2,8 @@
 //! through lists that cannot be filtered by time.
 //!
 //! Pages overlap by one object. If an object before a page is deleted while the page is in progress, all later objects
-//! move up, and the last object of a page is no longer the first of the next. Then the walk starts from scratch, and
-//! skips what it has seen.
+//! move up. The last object of a page is then no longer the first of the next, and the walk starts from scratch. It skips
+//! the objects that it has seen.
 //!
 //! If Clerk has no list of all objects, the walk goes through the owners and asks for the objects of each. This takes
 //! one request per owner, so an interrupted walk through owners continues where it stopped. Owners are listed in the
@@ -37,8 +37,8 @@ const SIDE_BY_SIDE: usize = 16;
 /// The same for owners: one page is ready before the owners of the other have all been asked.
 const PAGES_OF_OWNERS: usize = 2;
 
-/// Owners that are asked in parallel. If a request takes a third of a second, this many are enough for 90 requests a
-/// second.
+/// The number of owners whose objects are requested in parallel. If a request takes a third of a second, this many are
+/// enough for 90 requests a second.
 const ASKED: usize = 32;
 
 /// Bytes of answers in progress, estimated from the pages so far.
@@ -169,7 +169,7 @@ struct Asking {
     api: Arc<Api>,
     of: &'static OfEach,
     reading: Reading,
-    /// The last owners of a page and the first of the next are asked in parallel.
+    /// Limits the parallel requests, also where the owners of two pages are processed at once.
     requests: Semaphore,
 }
 
@@ -251,7 +251,7 @@ impl Walk {
     }
 
     /// Walk until every object was seen that existed during the whole walk, and show what an interrupted walk has
-    /// `left`. All pages are requested again, because offsets do not tell where that walk stopped.
+    /// `left`. All pages are requested again, because offsets do not show where that walk stopped.
     ///
     /// # Errors
     /// If Clerk fails, if its list changes during every pass, or if it counts far more objects than it shows.
@@ -333,8 +333,8 @@ impl Walk {
     }
 }
 
-/// The rest of a list: the objects created after the end of its first pages, as far as these pages follow each other
-/// and were imported.
+/// The rest of a list: the objects created after the end of its first pages, up to the last page that follows directly on
+/// the others and was imported.
 fn still_left(pages: &BTreeMap<usize, Edges>) -> Window {
     let mut left = Window::everybody();
     let mut before: Option<&Edges> = None;

@@ -36,10 +36,10 @@ use crate::http_client;
 
 const OUR_RELEASE: &str = concat!("clerk-sync@", env!("CARGO_PKG_VERSION"));
 
-/// The most reports per minute.
+/// The maximum number of reports per minute.
 const A_MINUTE: NonZeroU32 = NonZeroU32::new(60).expect("more than none");
 
-/// The most reports that wait to be sent. Further ones are dropped.
+/// The maximum number of reports that wait to be sent. Any more are dropped.
 const WAITING: usize = 64;
 
 const SEND_WITHIN: Duration = Duration::from_secs(5);

@@ -73,7 +73,7 @@ impl fmt::Display for Queue<'_> {
     }
 }
 
-/// How often the current work was attempted before.
+/// The number of earlier attempts of the current work.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tries(u32);
 

@@ -18,7 +18,7 @@ use crate::store::{Activity, Store, StoreError, WITHIN};
 /// How often this process adds its counts to those of the other replicas.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// The most entries kept while the database is unavailable, enough for about a day. Further entries are not counted.
+/// The maximum number of entries kept while the database is unavailable, enough for about a day. Further entries are not counted.
 const KEPT: usize = 24 * 60 * 8;
 
 /// The minute, the event type, the outcome, and the reason.

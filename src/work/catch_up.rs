@@ -37,10 +37,10 @@ const RARELY: Duration = Duration::from_mins(1);
 /// How often we check whether a followed kind has changed.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// The shortest time between the starts of two comparisons of one kind for that reason.
+/// The shortest time between the starts of two comparisons of one kind that such changes cause.
 const CALM: TimeDelta = TimeDelta::minutes(1);
 
-/// The first wait after a failed run; each further failure about doubles it …
+/// The longest wait after the first failed run; each further failure doubles it …
 const FIRST_REST: TimeDelta = TimeDelta::minutes(1);
 
 /// … up to this, or up to the interval if that is shorter.
@@ -89,7 +89,7 @@ pub struct CatchUpSettings {
 }
 
 impl CatchUpLoop {
-    /// Sends nothing to the database or to Clerk yet.
+    /// Create the loop. Nothing is sent to the database or to Clerk yet.
     pub fn new(context: CatchUp, settings: CatchUpSettings) -> Self {
         let lease = Lease::new(&context.store, LEASE, LASTING);
         Self { context, settings, lease }
@@ -117,7 +117,7 @@ impl CatchUpLoop {
                 continue;
             };
             let rest = rest_after(failures, every, self.lease.holder());
-            // Keep the lease, so that no other replica retries what has just failed here.
+            // Keep the lease, so that no other replica retries the run that has just failed.
             if !rest.is_zero() {
                 _ = self.lease.hold_for(rest).await;
                 sleep(rest).await;
@@ -277,7 +277,7 @@ impl CatchUpLoop {
                         kind = entity.kind,
                         "comparing with Clerk, because a kind that this one depends on has changed"
                     );
-                    // A change of another kind deletes nothing, so this run only fixes.
+                    // A change of another kind deletes no objects of this kind, so this run deletes none either.
                     self.reconcile(entity, Options { only_mend: true, ..Options::default() }).await?;
                 }
             }

@@ -31,7 +31,7 @@ use crate::{
 /// How long a count stays fresh.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Counting takes at most one part in this many of the time.
+/// Counting takes at most a tenth of the time: after a count, nothing is counted for this many times its duration.
 const SHARE: u32 = 10;
 
 /// How often we measure the size of the database.
@@ -66,7 +66,7 @@ struct Known {
 }
 
 impl Gauges {
-    /// For this store, and at least these sinks.
+    /// Create the gauges for this store, and for at least these sinks.
     pub fn new(store: Arc<dyn Store>, clock: Clock, idle: Idle, sinks: &[String]) -> Self {
         let now = Instant::now();
         let known = Known {

@@ -39,7 +39,7 @@ impl Lease {
         patient(self.store.hold_lease(self.name, &self.holder, self.lasting + longer)).await
     }
 
-    /// Renew it at this interval; returns when it is lost.
+    /// Renew the lease at this interval; returns when it is lost.
     pub async fn keep(&self, every: Duration) {
         let mut beat = interval(every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -35,14 +35,14 @@ const SOON: Duration = Duration::from_millis(500);
 /// The longest wait where other processes cannot notify us.
 const DEAF: Duration = Duration::from_mins(1);
 
-/// The longest wait where they can.
+/// The longest wait where other processes can notify us.
 const HEARING: Duration = Duration::from_mins(10);
 
-/// The longest wait with `IDLE=quiet`, and the wait after which it applies.
+/// The longest wait with `IDLE=quiet`, and the polling interval above which it applies.
 const QUIET: Duration = Duration::from_hours(24);
 const QUIET_AFTER: Duration = Duration::from_secs(4);
 
-/// How soon a task that left due work undone is woken again: it may have a reason.
+/// How soon a task that left due work undone is woken again. The task may have had a reason.
 const MESSAGE_AGAIN: Duration = Duration::from_secs(5);
 const ERASURE_AGAIN: Duration = Duration::from_secs(10);
 const SEAL_AGAIN: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ pub struct Lookout {
     pub seals: Arc<Notify>,
     /// Wakes erasures whose grace period may be over.
     pub erasures: Arc<Notify>,
-    /// Told that the counts may have changed.
+    /// Notified that the counts may have changed.
     pub gauges: Arc<Gauges>,
 }
 

@@ -1,6 +1,6 @@
 //! Background work on rows that wait in the database, and on rows whose retention time is over.
 //!
-//! Nothing here decides the contents of a user: due work follows the same rules as a webhook.
+//! This module does not decide the contents of a user: due work follows the same rules as a webhook.
 
 pub mod activity;
 pub mod backlog;

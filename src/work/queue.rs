@@ -1,4 +1,4 @@
-//! The task that works on the delivery queue: one run handles one transaction's worth of due deliveries.
+//! The task that works on the delivery queue: one turn handles one transaction's worth of due deliveries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use crate::{
     telemetry,
 };
 
-/// How long a run may take, including the search for a delivery that breaks its batch. Shutdown waits for the run.
+/// How long a turn may take, including the search for a delivery that breaks its batch. Shutdown waits for the turn.
 const TURN: Duration = Duration::from_secs(7);
 
 /// Applies deliveries that wait in `webhook_queue`.
@@ -26,7 +26,7 @@ pub struct Queue {
     pub store: Arc<dyn Store>,
     pub rules: Rules,
     pub clock: Clock,
-    /// How many deliveries one run handles.
+    /// How many deliveries one turn handles.
     pub pace: Pace,
     /// The time from which due deliveries are searched.
     pub frontier: Frontier,
@@ -70,6 +70,6 @@ pub(super) fn tell(worked: &Worked) {
     let kind = event::kind(event::label(event_type.as_deref()));
     counter!(telemetry::QUEUE_PROCESSED, "outcome" => outcome.name(), "kind" => kind).increment(1);
     if *outcome != Outcome::Parked {
-        tracing::info!(%svix_id, event = event_type, %outcome, attempt, "worked on a queued delivery");
+        tracing::info!(%svix_id, event = event_type, %outcome, attempt, "a queued delivery was processed");
     }
 }

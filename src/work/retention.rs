@@ -32,13 +32,13 @@ const LASTING: Duration = Duration::from_mins(1);
 pub const PRUNE: Duration = Duration::from_hours(1);
 pub const PRUNE_QUIETLY: Duration = Duration::from_hours(24);
 
-/// The most rows deleted in one transaction.
+/// The maximum number of rows deleted in one transaction.
 const AT_ONCE: u32 = 1000;
 
 /// The pause between two transactions.
 const REST: Duration = Duration::from_millis(50);
 
-/// A lease that the replica that compacted the database keeps this long, so that no other replica repeats the work.
+/// The lease that a replica keeps for this long after it compacted the database, so that no other replica repeats the work.
 const COMPACTION: &str = "compaction";
 const COMPACTED_FOR: Duration = Duration::from_hours(23);
 
@@ -147,7 +147,7 @@ struct State {
 }
 
 impl Retention {
-    /// For this store.
+    /// Create the task for this store.
     pub fn new(store: Arc<dyn Store>, rules: Rules, clock: Clock, keep: Keep, every: Duration) -> Self {
         let lease = Lease::new(&store, LEASE, LASTING);
         let state = State { next_cleaning: Instant::now(), compacted_at: DateTime::UNIX_EPOCH };
@@ -173,7 +173,7 @@ impl Retention {
         if !once.hold().await? {
             return Ok(());
         }
-        // No time limit: this takes as long as it takes.
+        // No time limit: a large file takes long.
         let compacted = self.store.compact(COMPACTED_BYTES, Some(state.compacted_at)).await;
         if matches!(compacted, Ok(true)) {
             state.compacted_at = began;

@@ -32,7 +32,7 @@ const LEASE: &str = "audit_seals";
 /// How long the lease lasts without a renewal; it is renewed after half of that.
 const LASTING: Duration = Duration::from_secs(10);
 
-/// The most lines sealed at once, with a pause in between: an old trail may have millions of lines.
+/// The maximum number of lines sealed at once, with a pause in between: an old trail may have millions of lines.
 const AT_ONCE: u32 = 5000;
 const REST: Duration = Duration::from_millis(50);
 
@@ -56,7 +56,7 @@ struct State {
 }
 
 impl Sealing {
-    /// For this store.
+    /// Create the task for this store.
     pub fn new(store: Arc<dyn Store>, clock: Clock) -> Self {
         let lease = Lease::new(&store, LEASE, LASTING);
         let state = State { ours_until: None, tell_at: Instant::now(), newest: None };

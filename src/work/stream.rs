@@ -1,7 +1,8 @@
-//! The task that works on the stream of webhooks: a run takes one transaction's worth of entries, applies them, and deletes them.
+//! The task that works on the stream of webhooks: a turn takes one transaction's worth of entries, applies them, and
+//! deletes them.
 //!
-//! Entries that the database could not take stay with their consumer, and the next run tries them again. If the process dies, the
-//! stream gives them to another consumer.
+//! Entries that the database could not take stay with their consumer, and the next turn tries them again. If the process
+//! dies, the stream gives them to another consumer.
 
 use std::{
     mem::take,
@@ -25,10 +26,10 @@ use crate::{
     sync::{Clock, drain::BATCH, stream::Intake},
 };
 
-/// The most bytes of bodies per run, not counting the last portion.
+/// The maximum number of bytes of bodies per turn, not counting the last portion.
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long the database part of a run may take.
+/// How long the database part of a turn may take.
 const TURN: Duration = Duration::from_secs(7);
 
 /// The wait after a failure of the stream.
@@ -39,13 +40,13 @@ pub struct Streaming {
     stream: Stream,
     intake: Intake,
     clock: Clock,
-    /// Places that no run is using.
+    /// Places that no turn is using.
     places: Mutex<Vec<Place>>,
     /// Whether the log already reports that the stream is unusable.
     is_failing: AtomicBool,
 }
 
-/// State that one run hands to the next.
+/// State that one turn hands to the next.
 struct Place {
     consumer: Consumer,
     left: Vec<Entry>,

@@ -1,9 +1,9 @@
-//! The common mechanism for all work that waits in the database or recurs. A task runs when it is woken, and when its next work
-//! is due. Without due work it sends the database no queries.
+//! The common mechanism for all work that waits in the database or recurs. A task takes a turn when it is woken, and when
+//! its next work is due. Without due work it sends the database no queries.
 //!
-//! The task decides what a run does, and how it claims its work. A claim must become free by itself when the process dies:
-//! through a row lock of the working transaction, or, where the work crosses the network, through a lease that expires and a
-//! fencing token that makes a late answer harmless.
+//! The task decides what a turn does, and how it claims its work. A claim must become free by itself when the process
+//! dies. A task therefore claims work with a row lock of its transaction. Where the work crosses the network, the task
+//! uses a lease that expires, and a fencing token that makes a late answer harmless.
 //!
 //! While the database fails, a task retries with back-off. The log says so once, and once more when the failure ends.
 
@@ -40,32 +40,32 @@ pub trait Task: Send + Sync + 'static {
     /// itself.
     async fn turn(&self) -> Result<Turn, StoreError>;
 
-    /// How long until another run is worth it without a notification, asked after a run that found nothing; `None`: wait for a
-    /// notification.
+    /// How long until another turn is worth it without a notification, asked after a turn that found nothing; `None`:
+    /// wait for a notification.
     async fn next(&self) -> Result<Option<Duration>, StoreError> {
         Ok(None)
     }
 
-    /// Whether the first run waits for a notification.
+    /// Whether the first turn waits for a notification.
     fn waits_at_start(&self) -> bool {
         false
     }
 
-    /// Whether shutdown cancels a run. If not, shutdown waits until the run ends.
+    /// Whether shutdown cancels a turn. If not, shutdown waits until the turn ends.
     fn can_be_cut_off(&self) -> bool {
         false
     }
 
-    /// The longest wait between runs while the database fails.
+    /// The longest wait between turns while the database fails.
     fn longest_back_off(&self) -> TimeDelta {
         LONGEST_BACK_OFF
     }
 
-    /// Work to do at shutdown, after the last run.
+    /// Work to do at shutdown, after the last turn.
     async fn stop(&self) {}
 }
 
-/// The result of a run.
+/// The result of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// There may be more due work.
@@ -77,21 +77,21 @@ pub enum Turn {
 /// Runs a task until shutdown.
 pub struct Worker<T> {
     task: Arc<T>,
-    /// The number of concurrent runs.
+    /// The number of concurrent turns.
     places: usize,
     /// Notified when there is work.
     bell: Arc<Notify>,
-    /// The number of places whose last run failed.
+    /// The number of places whose last turn failed.
     failing: AtomicUsize,
 }
 
 impl<T: Task> Worker<T> {
-    /// A worker with this many concurrent runs, woken by `bell`.
+    /// A worker with this many concurrent turns, woken by `bell`.
     pub fn new(task: T, places: usize, bell: &Arc<Notify>) -> Self {
         Self { task: Arc::new(task), places, bell: Arc::clone(bell), failing: AtomicUsize::new(0) }
     }
 
-    /// Run until shutdown, and until runs in progress end, unless they can be cancelled.
+    /// Run until shutdown, and until turns in progress end, unless they can be cancelled.
     pub async fn run(self, shutdown: CancellationToken) {
         let this = Arc::new(self);
         let mut places = JoinSet::new();
@@ -113,7 +113,7 @@ impl<T: Task> Worker<T> {
         }
         while !shutdown.is_cancelled() {
             let pause = match self.step(shutdown).await {
-                // A cancelled run says nothing about the database.
+                // A cancelled turn says nothing about the database.
                 Ok(_) if shutdown.is_cancelled() => return,
                 Ok(pause) => {
                     self.succeeded(failures);
@@ -143,7 +143,7 @@ impl<T: Task> Worker<T> {
         }
     }
 
-    /// Do one run; returns the time until the next one.
+    /// Do one turn; returns the time until the next one.
     async fn step(&self, shutdown: &CancellationToken) -> Result<Option<Duration>, StoreError> {
         match self.turn(shutdown).await? {
             Turn::More => Ok(Some(Duration::ZERO)),
@@ -154,7 +154,7 @@ impl<T: Task> Worker<T> {
         }
     }
 
-    /// Do one run in a separate tokio task, so that a panic costs one run and not the place.
+    /// Do one turn in a separate tokio task, so that a panic costs one turn and not the place.
     async fn turn(&self, shutdown: &CancellationToken) -> Result<Turn, StoreError> {
         let task = Arc::clone(&self.task);
         let mut running = tokio::spawn(async move { task.turn().await });
@@ -167,7 +167,7 @@ impl<T: Task> Worker<T> {
             }
         };
         result.unwrap_or_else(|_| {
-            tracing::error!(work = self.task.name(), "a run was abandoned because of a bug in clerk-sync");
+            tracing::error!(work = self.task.name(), "a turn was abandoned because of a bug in clerk-sync");
             Ok(Turn::Idle)
         })
     }

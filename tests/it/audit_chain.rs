@@ -282,10 +282,10 @@ async fn a_line_that_was_removed_is_found(world: World) {
 async fn a_line_that_was_slipped_in_is_found(world: World) {
     ten_lines(&world).await;
     for (id, expected) in [
-        (-5, "slipped in later: line -5, among those of seal 1"),
-        (0, "slipped in later: line 0, among those of seal 1"),
-        (5, "slipped in later: line 5, among those of seal 1"),
-        (10, "slipped in later: line 10, among those of seal 2"),
+        (-5, "inserted later: line -5, among the lines of seal 1"),
+        (0, "inserted later: line 0, among the lines of seal 1"),
+        (5, "inserted later: line 5, among the lines of seal 1"),
+        (10, "inserted later: line 10, among the lines of seal 2"),
     ] {
         write(&world, [id]).await;
         // The line is not mistaken for a late one and sealed.
@@ -298,7 +298,7 @@ async fn a_line_that_was_slipped_in_is_found(world: World) {
     write(&world, [6]).await;
     assert_eq!(
         faults(&world).await,
-        ["missing: line 7, under seal 1", "slipped in later: line 6, among those of seal 1"]
+        ["missing: line 7, under seal 1", "inserted later: line 6, among the lines of seal 1"]
     );
     restore(&world).await;
     // A line at the end is a normal new line: a writer may append there.

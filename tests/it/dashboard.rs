@@ -287,7 +287,7 @@ fn the_overview_tells_drift(host: &mut Host) {
     eventually("drift", || {
         browser.see("/").contains("Not sure.</strong> 1 user differed from Clerk at the last reconcile")
     });
-    assert!(browser.see("/").contains("(1 missing); all of it was fixed"));
+    assert!(browser.see("/").contains("(1 missing); all were fixed"));
     service.stop();
 }
 
@@ -452,7 +452,7 @@ fn a_user_is_masked_until_that_is_written_down(host: &mut Host) {
     applied(&service, &post(&deletion("user_5", milliseconds())));
     let page = browser.see("/users/user_5");
     for said in
-        ["the deletion arrived before any other event", "Deleted before any person with this id was here"]
+        ["the deletion arrived before any other event", "Deleted before any person with this id was stored"]
     {
         assert!(page.contains(said), "{said}: {page}");
     }

@@ -366,7 +366,7 @@ fn what_a_restore_left_out_is_found_and_the_remedy_mends_it(host: &mut Host) {
     }
     let _clerk = prepare(host);
     host.sql("DROP TRIGGER audit_log_no_delete");
-    let remedy = doctor(host, &[]).remedy("settings", "warn", "1 of 4 triggers are gone").to_owned();
+    let remedy = doctor(host, &[]).remedy("settings", "warn", "1 of the 4 triggers").to_owned();
     host.sql("DROP TABLE leases");
     let report = doctor(host, &[]);
     assert_eq!(report.code, 78, "{report:#?}");

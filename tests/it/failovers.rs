@@ -1,5 +1,5 @@
-//! PostgreSQL servers of a test's own that crash under load, standbys that take over, and a PgBouncer that is restarted: nothing
-//! that was acknowledged is lost, and nothing is applied twice.
+//! PostgreSQL servers that crash under load, standbys that take over, and a PgBouncer that is killed: nothing that was
+//! acknowledged is lost, and nothing is applied twice. Each test starts the servers that it kills.
 //!
 //! `TEST_POSTGRES_BIN` names the directory that holds `initdb`; without it these tests are skipped.
 
@@ -65,7 +65,7 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Run one of PostgreSQL's programs; gives whether it succeeded. They refuse to run as root.
+    /// Run one of PostgreSQL's programs, which refuse to run as root; returns whether it succeeded.
     fn try_run(&self, program: &str, arguments: &[&str]) -> bool {
         let program = self.bin.join(program);
         let mut command = if is_root() {
@@ -75,7 +75,7 @@ impl Cluster {
         } else {
             Command::new(program)
         };
-        // What it starts would keep a pipe open.
+        // A server that the program starts would keep a pipe open.
         let log = fs::File::create(self.folder.path().join("log")).expect("a file");
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a file")).stderr(log);
@@ -87,7 +87,7 @@ impl Cluster {
         assert!(self.try_run(program, arguments), "{program} {arguments:?}: {}", log());
     }
 
-    /// Start it and wait until it accepts connections. Processes of an earlier life may hold its memory for a moment.
+    /// Start the server, and wait until it accepts connections. Processes of the killed server may briefly hold its memory.
     fn start(&self) {
         let options = format!(
             "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c max_connections=100",
@@ -100,14 +100,14 @@ impl Cluster {
         eventually("PostgreSQL starts", || self.try_run("pg_ctl", &start));
     }
 
-    /// Kill the postmaster; its children then end by themselves.
+    /// Kill the postmaster; its child processes then end by themselves.
     fn kill(&self) {
         let pid = fs::read_to_string(Path::new(&self.data()).join("postmaster.pid")).expect("its process");
         let pid = pid.lines().next().and_then(|line| Pid::from_raw(line.parse().ok()?)).expect("a number");
         kill_process(pid, Signal::KILL).expect("killed");
     }
 
-    /// A copy that follows this server and has all that is committed here from now on before it is acknowledged.
+    /// A synchronous standby: from now on, it has every commit of this server before the commit is acknowledged.
     fn standby(&self) -> Self {
         let standby = Self::at(&self.bin);
         let source = format!("host=127.0.0.1 port={} user=postgres application_name=standby", self.port);
@@ -123,7 +123,7 @@ impl Cluster {
         standby
     }
 
-    /// Let it take over.
+    /// Promote this standby to primary.
     fn promote(&self) {
         self.run("pg_ctl", &["promote", "--wait", "--pgdata", &self.data()]);
     }

@@ -1,5 +1,5 @@
-//! Crashes, locks and databases that go away: nothing that was acknowledged is lost, nothing happens twice, every
-//! request is answered, and everything is as before once the trouble is over.
+//! Crashes, locks and unavailable databases: nothing that was acknowledged is lost, nothing is applied twice, every
+//! request is answered, and the service recovers completely once the fault is over.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -33,10 +33,10 @@ on_each_keeper!(
     asked_to_stop_while_it_holds_deliveries_it_answers_them_and_ends,
 );
 
-/// Every request is answered within this.
+/// The time within which every request is answered.
 const ANSWERED: Duration = Duration::from_secs(10);
 
-/// Senders at the same time.
+/// The number of concurrent senders.
 const SENDERS: usize = 16;
 
 fn created() -> Post {
@@ -48,10 +48,10 @@ fn assert_unavailable(answer: &Answer) {
     assert!(answer.headers["retry-after"].parse::<u32>().is_ok_and(|seconds| seconds > 0), "{answer:?}");
 }
 
-/// What senders were told.
+/// The answers that senders received.
 #[derive(Default)]
 pub(crate) struct Told {
-    /// Deliveries that were answered 200, and what with.
+    /// Deliveries that were answered 200, with the status in the answer.
     pub(crate) acknowledged: Vec<(String, String)>,
     /// Users whose deletion was answered 200.
     deleted: Vec<String>,
@@ -60,9 +60,9 @@ pub(crate) struct Told {
     slowest: Duration,
 }
 
-/// Senders that go on whatever happens, and repeat what was not acknowledged, as Svix does.
+/// Senders that never stop, and repeat deliveries that were not acknowledged, as Svix does.
 struct Load<'a> {
-    /// Where the service is now; none: between two lives.
+    /// The current address of the service; `None` between two runs of it.
     address: &'a Mutex<Option<SocketAddr>>,
     ended: &'a AtomicBool,
     told: Mutex<Told>,
@@ -73,7 +73,7 @@ impl<'a> Load<'a> {
         Self { address, ended, told: Mutex::default() }
     }
 
-    /// One life after the other, each in three or four deliveries.
+    /// Send the deliveries of one user after another. Each user has two or four deliveries.
     fn send(&self) {
         let mut client = None;
         for number in 0.. {
@@ -93,7 +93,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Until it is acknowledged; `false` if the load ends before.
+    /// Repeat a delivery until it is acknowledged; returns `false` if the load ends first.
     fn deliver(&self, client: &mut Option<Client>, mut post: Post, user: &str, deletion: bool) -> bool {
         while !self.ended.load(SeqCst) {
             if client.is_none() {
@@ -136,7 +136,7 @@ impl<'a> Load<'a> {
         false
     }
 
-    /// Hold the database to what senders were told.
+    /// Check that the database matches the answers that senders received.
     fn check(self, host: &Host) -> Told {
         let told = self.told.into_inner().expect("not poisoned");
         let processed: HashMap<String, String> = host
@@ -146,10 +146,10 @@ impl<'a> Load<'a> {
             .collect();
         let audited: Vec<String> = host.sql("SELECT svix_id FROM audit_log").concat();
         let once: HashSet<&String> = audited.iter().collect();
-        assert_eq!(audited.len(), once.len(), "something was applied twice");
+        assert_eq!(audited.len(), once.len(), "a delivery was applied twice");
         for (id, word) in &told.acknowledged {
             let outcome = processed.get(id);
-            assert!(outcome.is_some(), "{id} was acknowledged as {word} and is missing");
+            assert!(outcome.is_some(), "{id} was acknowledged as {word}, but is missing");
             assert!(word == "duplicate" || outcome == Some(word), "{id}: {word}, {outcome:?}");
             assert_eq!(
                 once.contains(id),
@@ -159,7 +159,7 @@ impl<'a> Load<'a> {
         }
         let alive: HashSet<String> = host.sql("SELECT clerk_id FROM users").concat().into_iter().collect();
         for id in &told.deleted {
-            assert!(!alive.contains(id), "{id} was deleted and lives");
+            assert!(!alive.contains(id), "{id} was deleted, but is still there");
         }
         assert_eq!(host.count("webhook_queue"), 0);
         measured(&format!(
@@ -192,10 +192,10 @@ pub(crate) fn under_load(
     load.check(host)
 }
 
-/// Wait until senders have been told something more.
+/// Wait until `more` further deliveries are processed.
 pub(crate) fn wait_for_work(host: &Host, more: usize) {
     let before = host.count("processed_webhooks");
-    eventually("work goes on", || host.count("processed_webhooks") >= before + more);
+    eventually("work continues", || host.count("processed_webhooks") >= before + more);
 }
 
 fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: &mut Host) {
@@ -206,7 +206,7 @@ fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: &mut Host) {
             wait_for_work(host, between);
             *address.lock().expect("not poisoned") = None;
             service.kill();
-            // It waits until the service is ready.
+            // `serve` waits until the service is ready.
             service = host.serve();
             *address.lock().expect("not poisoned") = Some(service.public);
         }
@@ -214,14 +214,14 @@ fn killed_under_load_it_loses_nothing_and_does_nothing_twice(host: &mut Host) {
         service.stop();
     });
     assert!(told.acknowledged.len() > between * times, "{}", told.acknowledged.len());
-    assert!(told.unanswered > 0, "it was not killed under load");
+    assert!(told.unanswered > 0, "the service was not killed under load");
 }
 
 fn asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0(host: &mut Host) {
     let _alone = alone();
     for _ in 0..load(2, 10) {
         let service = host.serve();
-        // Requests that are under way when it is asked to stop.
+        // Requests that are under way when the service is asked to stop.
         let mut waiting: Vec<(Client, Post)> = Vec::new();
         under_load(host, service, |address, mut service| {
             wait_for_work(host, 100);
@@ -234,15 +234,15 @@ fn asked_to_stop_under_load_it_answers_or_refuses_and_ends_with_0(host: &mut Hos
             *address.lock().expect("not poisoned") = None;
             let status = service.wait(Duration::from_secs(20));
             assert_eq!(status.code(), Some(0), "{}", service.log());
-            // Whoever reads the log may be a moment behind.
+            // The reader of the log may be slightly behind.
             eventually("stopped", || service.lines().iter().any(|line| line["message"] == "stopped"));
         });
         for (mut client, post) in waiting {
-            // A connection that was not accepted yet is refused by being closed.
+            // A connection that was not accepted yet is closed without an answer.
             if let Ok(answer) = client.answer() {
                 assert!([200, 503].contains(&answer.status), "{answer:?}");
                 let found = host.count(&format!("processed_webhooks WHERE svix_id = '{}'", post.id));
-                assert!(answer.status != 200 || found == 1, "acknowledged and missing");
+                assert!(answer.status != 200 || found == 1, "acknowledged, but missing");
             }
         }
     }
@@ -268,14 +268,14 @@ fn all_its_sessions_cut_under_load_it_loses_nothing() {
     assert!(told.slowest < ANSWERED, "{:?}", told.slowest);
 }
 
-/// Lock everything, and give back what lets go.
+/// Lock the users; returns a function that releases the lock.
 fn lock(host: &Host) -> impl FnOnce() + use<> {
     let mut connection = host.connect();
     connection
         .run(match host.keeper {
             Keeper::Postgres => "BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE",
             Keeper::Sqlite => "BEGIN IMMEDIATE",
-            // Nobody can lock a collection.
+            // A collection cannot be locked.
             Keeper::Mongodb => "SELECT 1",
             Keeper::Mariadb | Keeper::Mysql => "LOCK TABLES users WRITE",
         })
@@ -284,10 +284,10 @@ fn lock(host: &Host) -> impl FnOnce() + use<> {
     move || _ = connection.run(unlock).expect("unlocked")
 }
 
-/// A failover, a restart, somebody's long transaction: shorter than a sender waits.
+/// The duration of a failover, a restart or another session's long transaction: shorter than a sender waits.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// Send at the beginning of an outage; whoever is answered once it is over is answered 200.
+/// Send at the beginning of an outage: once it is over, every sender is answered 200.
 fn assert_costs_as_long_as_it_takes(service: &Service, over: impl FnOnce() + Send) {
     let began = Instant::now();
     thread::scope(|scope| {
@@ -340,12 +340,12 @@ fn a_database_that_stays_locked_keeps_nobody_waiting_and_is_forgotten_afterwards
     thread::scope(|scope| {
         for _ in 0..senders {
             scope.spawn(|| {
-                // None begins so late that the lock may be gone before it is answered.
+                // Start no request so late that the lock may be released before its answer.
                 while Instant::now() + ANSWERED < locked_until {
                     let started = Instant::now();
                     let answer = service.post(&created());
                     match host.keeper {
-                        // Only the users' table is locked.
+                        // In the other databases only the users' table is locked.
                         Keeper::Sqlite => assert_unavailable(&answer),
                         _ => assert_eq!(answer.word(), "parked"),
                     }
@@ -362,13 +362,13 @@ fn a_database_that_stays_locked_keeps_nobody_waiting_and_is_forgotten_afterwards
         }
     });
     unlock();
-    eventually("as before", || service.post(&created()).word() == "applied");
+    eventually("the service recovers", || service.post(&created()).word() == "applied");
     for _ in 0..20 {
         let started = Instant::now();
         assert_eq!(service.post(&created()).word(), "applied");
         assert!(started.elapsed() < Duration::from_secs(2));
     }
-    eventually("what was kept is applied", || host.count("webhook_queue") == 0);
+    eventually("the parked deliveries are applied", || host.count("webhook_queue") == 0);
     assert!(host.count("users") >= 21 + kept.load(SeqCst));
     assert_eq!(service.status("/readyz"), Some(200));
     service.stop();
@@ -381,7 +381,7 @@ fn asked_to_stop_while_it_holds_deliveries_it_answers_them_and_ends(host: &mut H
     let unlock = lock(host);
     thread::scope(|scope| {
         let sender = scope.spawn(|| service.client().post(&created()).expect("an answer"));
-        eventually("it is held", || service.log().contains("are held and tried again"));
+        eventually("the delivery is held", || service.log().contains("are held and tried again"));
         let asked = Instant::now();
         service.terminate();
         let answer = sender.join().expect("an answer");
@@ -450,7 +450,7 @@ fn a_database_that_may_only_be_read_is_answered_503_until_it_may_be_written() {
     let service = host.serve();
     assert_eq!(service.post(&created()).word(), "applied");
     own.run_beside(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", own.name));
-    // Sessions that are there learn of it by being made anew.
+    // The setting applies only to new sessions, so close the existing ones.
     own.run_beside(&format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
         host.schema
@@ -471,7 +471,7 @@ fn a_database_that_may_only_be_read_is_answered_503_until_it_may_be_written() {
     assert!(health.code == Some(1) && health.stderr.contains("only be read"), "{health:?}");
     let doctor = host.run(&["doctor"]).stdout;
     assert!(doctor.lines().any(|line| line.starts_with("fail") && line.contains("only be read")), "{doctor}");
-    // Nobody cuts the sessions that are there: they find out by themselves.
+    // Do not close the existing sessions: clerk-sync must notice the change by itself.
     own.run_beside(&format!("ALTER DATABASE {} RESET default_transaction_read_only", own.name));
     eventually("ready", || service.status("/readyz") == Some(200));
     assert_eq!(service.post(&created()).word(), "applied");
@@ -488,9 +488,9 @@ fn a_file_that_was_taken_away_is_not_made_again() {
     assert_unavailable(&service.post(&created()));
     eventually("not ready", || service.status("/readyz") == Some(503));
     assert_eq!(service.status("/livez"), Some(200));
-    assert!(!is_there(&path), "it was made again");
+    assert!(!is_there(&path), "the file was created again");
     std::fs::rename(&away, &path).expect("renamed");
-    eventually("as before", || service.post(&created()).status == 200);
+    eventually("the service recovers", || service.post(&created()).status == 200);
     assert_eq!(host.count("users"), 2);
 }
 
@@ -505,7 +505,7 @@ fn a_database_that_falls_silent_keeps_nobody_waiting() {
         assert_eq!(service.post(&created()).word(), "applied");
         proxy.set(mode);
         if matches!(mode, Mode::Refuse) {
-            // Sessions that are open go as well.
+            // Close the open sessions too.
             host.sql(&format!(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{}'",
                 host.schema
@@ -527,7 +527,7 @@ fn a_database_that_falls_silent_keeps_nobody_waiting() {
             });
         });
         proxy.set(Mode::Pass);
-        eventually("as before", || service.post(&created()).status == 200);
+        eventually("the service recovers", || service.post(&created()).status == 200);
         eventually("ready", || service.status("/readyz") == Some(200));
     }
     service.stop();
@@ -540,7 +540,7 @@ fn connections_that_lead_nowhere_any_more_are_left_for_new_ones() {
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::ZERO);
     host.reach_server_at(proxy.address);
     let service = host.serve();
-    // Several connections, of which each is then as dead as the others.
+    // Open several connections; `forget` then makes all of them dead.
     thread::scope(|scope| {
         for _ in 0..50 {
             scope.spawn(|| assert_eq!(service.post(&created()).word(), "applied"));
@@ -567,7 +567,7 @@ fn a_pooler_that_lets_nobody_in_at_the_start_is_waited_for_and_named() {
     let service = thread::scope(|scope| {
         let starting = scope.spawn(|| host.serve());
         let before = proxy.connections();
-        eventually("it tries again and again", || proxy.connections() > before + 2);
+        eventually("it keeps trying", || proxy.connections() > before + 2);
         proxy.set(Mode::Pass);
         starting.join().expect("it starts")
     });
@@ -593,7 +593,7 @@ impl PgBouncer {
         Self::start_at(host, port)
     }
 
-    /// At this port of 127.0.0.1.
+    /// Start it at this port of 127.0.0.1.
     pub(crate) fn start_at(host: &Host, port: u16) -> Option<Self> {
         let program = env::var("TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
         if !is_there(&program) {
@@ -614,7 +614,7 @@ impl PgBouncer {
                  pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 100\nadmin_users = postgres\n"
             ),
         );
-        // It refuses to run as root.
+        // PgBouncer refuses to run as root.
         let mut command = if is_root() {
             open_to_everybody(host);
             let mut command = Command::new("runuser");
@@ -631,16 +631,16 @@ impl PgBouncer {
         Some(bouncer)
     }
 
-    /// As a machine that fails: nobody is told.
+    /// Kill the process without notice, as when a machine fails.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killed");
-        self.child.wait().expect("its end");
+        self.child.wait().expect("it ends");
     }
 }
 
 impl Drop for PgBouncer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let started = Instant::now();
         while self.child.try_wait().is_ok_and(|status| status.is_none()) {
@@ -663,11 +663,11 @@ fn open_to_everybody(host: &Host) {
     std::fs::set_permissions(host.directory.path(), open).expect("permissions");
 }
 
-/// How often a webhook about a user who is there waits for what it speaks to, which this proxy stands before; the least of some.
+/// How often a webhook about an existing user waits for the server behind this proxy: the minimum of several updates.
 fn turns_of_an_update(host: &Host, proxy: &Proxy) -> usize {
     let service = host.serve();
     let turns = (0..20).map(|number| {
-        // What is written behind an answer is over.
+        // Wait until the writes that follow an answer are complete.
         thread::sleep(Duration::from_millis(100));
         let before = proxy.turns();
         let update = user("user.updated", "user_1", milliseconds(), &format!("Ada {number}"));
@@ -694,7 +694,7 @@ fn a_webhook_waits_for_a_database_far_away_twice() {
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::from_millis(2));
     host.reach_server_at(proxy.address);
     let turns = turns_of_an_update(&host, &proxy);
-    // The driver asks the connection that comes back whether it is well, at the time of the answer.
+    // When a connection is returned to the pool, the driver tests it, at the time of the answer.
     assert!(turns <= 3, "{turns}");
 }
 
@@ -709,7 +709,7 @@ fn behind_pgbouncer_it_waits_no_more_often() {
     assert!(turns <= 4, "{turns}");
 }
 
-/// There values stand in the text of the statements.
+/// Behind a pooler, values are written into the text of the statements.
 #[test]
 fn behind_pgbouncer_every_text_is_kept_as_it_came() {
     let Some(mut host) = Host::with(Keeper::Postgres) else { return };

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a database, for what networks do to it.
+//! A TCP proxy in front of a database, which simulates network faults.
 
 use std::{
     io::{Read, Write},
@@ -11,20 +11,20 @@ use std::{
     time::Duration,
 };
 
-/// What becomes of the bytes.
+/// What the proxy does with connections and their data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mode {
-    /// They arrive.
+    /// Data is passed on.
     Pass,
     /// Connections are closed at once.
     Refuse,
-    /// Nothing arrives any more, and nobody says so.
+    /// Data is silently held back, and connections stay open.
     Silent,
-    /// Connections are answered as poolers answer whom they do not want.
+    /// Connections are refused in the way that poolers refuse unknown tenants.
     Unwelcome,
 }
 
-/// It ends with the test.
+/// The proxy; it stops when it is dropped.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     state: Arc<State>,
@@ -35,12 +35,12 @@ struct State {
     mode: AtomicU8,
     delay: AtomicU64,
     connections: AtomicUsize,
-    /// How often a client spoke after the server.
+    /// How often a client sent data after the server had sent some.
     turns: AtomicUsize,
-    /// Those of an earlier one are dead.
+    /// The current generation of connections. Those of earlier generations are dead.
     life: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
-    /// Where new connections lead.
+    /// The server that new connections lead to.
     server: Mutex<(String, u16)>,
     ended: AtomicBool,
 }
@@ -92,7 +92,7 @@ impl Proxy {
         }
     }
 
-    /// Of the connections that are open nothing arrives any more, and nobody says so; new ones work.
+    /// From now on, silently hold back the data of open connections; new connections work.
     pub(crate) fn forget(&self) {
         self.state.life.fetch_add(1, SeqCst);
     }
@@ -102,13 +102,13 @@ impl Proxy {
         self.state.turns.load(SeqCst)
     }
 
-    /// Connections that were tried so far.
+    /// The number of connection attempts so far.
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(SeqCst)
     }
 }
 
-/// Read what a client begins with, and say that there is no such tenant.
+/// Read the client's start-up message, and answer that the tenant does not exist.
 fn turn_away(mut stream: TcpStream) {
     let mut read = |bytes: usize| {
         let mut buffer = vec![0; bytes];
@@ -117,7 +117,7 @@ fn turn_away(mut stream: TcpStream) {
     let Ok(head) = read(8) else { return };
     let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
     if length == 8 {
-        // It asks for TLS.
+        // The client asks for TLS.
         _ = stream.write_all(b"N");
         return turn_away(stream);
     }

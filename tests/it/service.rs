@@ -1,8 +1,8 @@
-//! The real binary, as its users meet it: started in a directory of its own on a database of its own, spoken to over
-//! TCP, asked for its log, stopped or killed.
+//! The real binary, as its users run it. Each test starts the binary in its own directory on its own database, talks to
+//! it over TCP, reads its log, and stops or kills it.
 //!
-//! A keeper whose server is absent skips its tests with a printed line, unless `REQUIRE_STORES` names it. The
-//! numbers of `attacks` and `outages` are small, unless `TEST_LOAD=full`.
+//! A backend whose server is absent skips its tests with a printed line, unless `REQUIRE_STORES` names it. `attacks` and
+//! `outages` repeat their attempts only a few times, unless `TEST_LOAD=full`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -39,19 +39,19 @@ use crate::{
     world::{SQL_MODE, without_zones},
 };
 
-/// The endpoint's secret, unless a test says otherwise.
+/// The endpoint's secret, unless a test sets another one.
 pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// Another one.
+/// Another secret.
 pub(crate) const OTHER_SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-/// The instance of Clerk that events and users are of: that of a fake Clerk, unless it is told otherwise.
+/// The Clerk instance of events and users: that of the fake Clerk, unless a test sets another one.
 pub(crate) const INSTANCE: &str = "ins_2fakefakefakefakefakefakefa";
 
-/// How long anything that should happen soon may take on a machine that is busy.
+/// The time limit for events that normally happen soon, on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Make a test of each of these functions for each keeper; they take a `&mut` [`Host`].
+/// Make each of these functions a test for each backend; they take a `&mut` [`Host`].
 macro_rules! on_each_keeper {
     ($($test:ident),+ $(,)?) => {
         mod postgres {
@@ -73,14 +73,14 @@ macro_rules! on_each_keeper {
 }
 pub(crate) use on_each_keeper;
 
-/// Run a test on a fresh database of this keeper, if there is one.
+/// Run a test on a fresh database of this backend, if its server is available.
 pub(crate) fn on(keeper: Keeper, test: fn(&mut Host)) {
     if let Some(mut host) = Host::with(keeper) {
         test(&mut host);
     }
 }
 
-/// The same on MongoDB, if the test has a meaning there; one that kills has a server to itself.
+/// The same on MongoDB, if the test applies there. A test that kills the service gets its own server.
 pub(crate) fn on_mongodb(name: &str, test: fn(&mut Host)) {
     if !secantus::applies(name) {
         return;
@@ -98,27 +98,27 @@ pub(crate) fn load(usual: usize, full: usize) -> usize {
     if env::var("TEST_LOAD").is_ok_and(|load| load == "full") { full } else { usual }
 }
 
-/// One test at a time may keep the machine busy, so that deadlines mean something.
+/// Let only one test at a time keep the machine busy, so that deadlines are meaningful.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static BUSY: Mutex<()> = Mutex::new(());
     BUSY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Say that a test is skipped because something is missing, or fail if it must not be.
+/// Report that a test is skipped because `name` is missing; fails if it is required.
 pub(crate) fn skip(name: &str, why: &str) {
     let required = env::var("REQUIRE_STORES").unwrap_or_default();
     assert!(!required.split([',', ' ']).any(|store| store == name), "{name} is required: {why}");
-    // Not with a macro, whose output the test harness swallows when a test passes.
-    _ = writeln!(io::stderr(), "skipped, for want of {name}: {why}");
+    // Without a macro, because the test harness hides the output of macros when a test passes.
+    _ = writeln!(io::stderr(), "skipped because {name} is missing: {why}");
 }
 
-/// Print what a test has counted, for `scripts/prove`.
+/// Print the counts of a test, for `scripts/prove`.
 pub(crate) fn measured(what: &str) {
-    // Not with a macro, as above.
+    // Without a macro, as above.
     _ = writeln!(io::stderr(), "measured: {what}");
 }
 
-/// Wait for a condition; fail after a while, saying what never came.
+/// Wait for a condition; fails after [`SOON`] and names the condition.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -127,7 +127,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Ends what other threads do, also when this one panics: a scope waits for all of them.
+/// Tells other threads to end, even when this one panics, because a scope waits for all its threads.
 pub(crate) struct Until<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Until<'_> {
@@ -136,7 +136,7 @@ impl Drop for Until<'_> {
     }
 }
 
-/// A name that nobody else uses.
+/// A unique name.
 pub(crate) fn unique(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     format!("{prefix}{:08x}{:04}", rand::random::<u32>(), COUNT.fetch_add(1, Ordering::Relaxed))
@@ -149,9 +149,9 @@ pub(crate) struct Host {
     pub(crate) schema: String,
     server: String,
     environment: BTreeMap<String, String>,
-    /// For what the program must not see.
+    /// A directory that the program does not see.
     aside: TempDir,
-    /// A server that nobody else uses: where the dead leave something open, it is ended at once.
+    /// Whether the server is used only by this test. Sessions that a killed process leaves open are then ended at once.
     pub(crate) has_own_server: bool,
 }
 
@@ -160,7 +160,7 @@ impl Host {
         Self::at(keeper, keeper.server_url())
     }
 
-    /// With its database on this server.
+    /// A host whose database is on this server.
     pub(crate) fn at(keeper: Keeper, server: String) -> Option<Self> {
         let name = keeper.name();
         let directory = tempfile::tempdir().expect("a directory");
@@ -209,26 +209,26 @@ impl Host {
         Some(host)
     }
 
-    /// The address of a server, with a name by which the service's sessions are known there.
+    /// The URL of a server, with an application name that identifies the service's sessions.
     fn postgres_url(&self, server: &str) -> String {
         let separator = if server.contains('?') { '&' } else { '?' };
         format!("{server}{separator}application_name={}", self.schema)
     }
 
-    /// Where the Postgres server listens.
+    /// The address of the PostgreSQL server.
     pub(crate) fn postgres_address(&self) -> (String, u16) {
         let url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
         (url.host_str().unwrap_or("127.0.0.1").to_owned(), url.port().unwrap_or(5432))
     }
 
-    /// User and password of the Postgres server, as a connection string has them.
+    /// User and password of the PostgreSQL server, in the format of a connection string.
     pub(crate) fn postgres_credentials(&self) -> String {
         let url = url::Url::parse(&self.server).expect("TEST_POSTGRES_URL is a URL");
         let password = url.password().map(|password| format!(" password={password}")).unwrap_or_default();
         format!("user={}{password}", url.username())
     }
 
-    /// Let the service reach its server under another address.
+    /// Let the service reach its server at another address.
     pub(crate) fn reach_server_at(&mut self, address: SocketAddr) {
         if self.keeper == Keeper::Mongodb {
             let url = secantus::with_host(self.get("DATABASE_URL"), &address.to_string());
@@ -240,7 +240,7 @@ impl Host {
         self.set("DATABASE_URL", url.as_str());
     }
 
-    /// A whole database instead of a schema, for tests that change what belongs to all of it.
+    /// Use a whole database instead of a schema, for tests that change settings of the database.
     pub(crate) fn use_own_database(&mut self) -> OwnDatabase {
         let name = unique("it_db_");
         let own = OwnDatabase { name: name.clone(), server: self.server.clone() };
@@ -275,7 +275,7 @@ impl Host {
         path
     }
 
-    /// The program in this environment, and nothing of the environment of the tests.
+    /// The program with this environment, without the environment of the tests.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let program = env::var_os("TEST_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_clerk-sync").into());
         self.command_of(&program, arguments)
@@ -310,8 +310,8 @@ impl Host {
         Finished { code: status.code(), stdout: read(out), stderr: read(err) }
     }
 
-    /// Run a command with somebody at the terminal, who types this. Output and errors come together there. `None` if there
-    /// is no program to make a terminal with.
+    /// Run a command at a terminal where this text is typed. Output and errors arrive together there. `None` if no
+    /// program can create a terminal.
     pub(crate) fn run_at_terminal(&self, arguments: &[&str], typed: &str) -> Option<Finished> {
         let plain = self.command(arguments);
         let words = [plain.get_program()].into_iter().chain(plain.get_args());
@@ -332,7 +332,7 @@ impl Host {
                 return None;
             }
         };
-        // It stays open: whoever sits there does not leave before the end.
+        // Keep the input open until the end, as a person at the terminal would.
         let mut keyboard = child.stdin.take().expect("a pipe");
         keyboard.write_all(typed.as_bytes()).expect("typed");
         let (text, reader) = gather(child.stdout.take());
@@ -373,21 +373,21 @@ impl Host {
         self.kept(Service::start(self.command(&arguments)))
     }
 
-    /// With what has to be known at its end.
+    /// Set the fields that the service needs at its end.
     fn kept(&self, mut service: Service) -> Service {
         service.server = self.has_own_server.then(|| self.server.clone());
         service.leaves_in_order = self.keeper == Keeper::Mongodb;
         service
     }
 
-    /// Somebody was killed who may have been in the middle of a transaction.
+    /// End the sessions of a killed process, which may have been in the middle of a transaction.
     pub(crate) fn bury(&self) {
         if self.has_own_server {
             runtime().block_on(secantus::end_sessions(&self.server));
         }
     }
 
-    /// A connection of our own, as the application would have one.
+    /// A separate connection, as the application would have.
     pub(crate) fn connect(&self) -> Connection {
         self.try_connect(&self.schema, Some(&self.schema)).expect("a connection")
     }
@@ -405,7 +405,7 @@ impl Host {
         }
     }
 
-    /// The type of a column of the application that is a key, or refers to ids of ours.
+    /// The type of an application's column that is a key, or refers to clerk-sync's ids.
     pub(crate) fn key_type(&self) -> &'static str {
         match self.keeper {
             Keeper::Postgres | Keeper::Sqlite | Keeper::Mongodb => "text",
@@ -414,17 +414,17 @@ impl Host {
         }
     }
 
-    /// What is true in SQL.
+    /// The value "true" in SQL.
     pub(crate) fn truth(&self) -> &'static str {
         if self.keeper == Keeper::Postgres { "true" } else { "1" }
     }
 
-    /// Rows of a query, every value as text.
+    /// The rows of a query, every value as text.
     pub(crate) fn sql(&self, sql: &str) -> Vec<Vec<String>> {
         self.connect().run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// The one value of a query.
+    /// The single value that a query returns.
     pub(crate) fn value(&self, sql: &str) -> String {
         let rows = self.sql(sql);
         assert!(rows.len() == 1 && rows[0].len() == 1, "{sql}: {rows:?}");
@@ -435,7 +435,7 @@ impl Host {
         self.value(&format!("SELECT count(*) FROM {from}")).parse().expect("a number")
     }
 
-    /// What this keeper needs to be told to refuse every user of a first name, by a trigger of the application.
+    /// Make the application refuse every user with this first name, by a trigger or a validator.
     pub(crate) fn refuse_first_name(&self, name: &str) {
         match self.keeper {
             Keeper::Postgres => self.sql(&format!(
@@ -464,7 +464,7 @@ impl Host {
         };
     }
 
-    /// The application mended it.
+    /// Remove that trigger or validator.
     pub(crate) fn allow_first_names(&self) {
         match self.keeper {
             Keeper::Postgres => self.sql("DROP TRIGGER refuse ON users"),
@@ -482,7 +482,7 @@ impl Drop for Host {
         if self.keeper == Keeper::Postgres
             && let Ok(mut connection) = Connection::postgres(&self.server, "public")
         {
-            // What a failed test left behind must not hold this up.
+            // Sessions that a failed test left behind must not delay the clean-up.
             let cleared = format!(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{0}';
                  SET lock_timeout = '2s'; DROP SCHEMA IF EXISTS {0} CASCADE; DROP SCHEMA IF EXISTS {0}_app CASCADE",
@@ -493,7 +493,7 @@ impl Drop for Host {
         if self.keeper.is_mysql()
             && let Ok(mut connection) = self.try_connect("public", None)
         {
-            // The second one is what a test made that follows our own advice.
+            // A test that follows clerk-sync's advice creates the second one.
             let cleared = format!(
                 "SET lock_wait_timeout = 5; DROP DATABASE IF EXISTS {0}; DROP DATABASE IF EXISTS {0}_clerk",
                 self.schema
@@ -506,14 +506,14 @@ impl Drop for Host {
     }
 }
 
-/// A database that goes when this does.
+/// A database that is dropped together with this value.
 pub(crate) struct OwnDatabase {
     pub(crate) name: String,
     server: String,
 }
 
 impl OwnDatabase {
-    /// Run statements in the database next to it.
+    /// Run statements on the same server, in another database.
     pub(crate) fn run_beside(&self, sql: &str) -> Vec<Vec<String>> {
         let mut connection = Connection::postgres(&self.server, "public").expect("a connection");
         connection.run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
@@ -528,7 +528,7 @@ impl Drop for OwnDatabase {
     }
 }
 
-/// What a command that ended has left.
+/// The exit code and the output of a command that ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -597,7 +597,7 @@ impl Connection {
         Ok(Self { runtime, inner: Inner::Mongodb(inner) })
     }
 
-    /// MongoDB: what the documents of users must be.
+    /// MongoDB: set the validator for the documents of users.
     fn validate(&self, validator: Document) {
         let Inner::Mongodb(mirror) = &self.inner else { panic!("only MongoDB has validators") };
         self.runtime.block_on(mirror.validate("users", validator));
@@ -615,7 +615,7 @@ impl Connection {
         self.runtime.block_on(mirror.collections())
     }
 
-    /// Rows of these statements, every value as text; NULL is `NULL`.
+    /// The rows that these statements return, every value as text; NULL becomes `NULL`.
     pub(crate) fn run(&mut self, sql: &str) -> Result<Vec<Vec<String>>, sqlx::Error> {
         fn text(value: Option<String>) -> String {
             value.unwrap_or_else(|| "NULL".to_owned())
@@ -647,7 +647,7 @@ impl Connection {
             Inner::Sqlite(connection) => {
                 self.runtime.block_on(statements.fetch_all(connection))?.iter().map(in_sqlite).collect()
             }
-            Inner::Mongodb(_) => unreachable!("it was asked above"),
+            Inner::Mongodb(_) => unreachable!("handled above"),
         }
     }
 }
@@ -656,7 +656,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Text that another thread goes on writing.
+/// Text that another thread continues to write.
 #[derive(Clone, Default)]
 struct Text(Arc<Mutex<String>>);
 
@@ -694,16 +694,16 @@ fn wait(child: &mut Child, patience: Duration) -> ExitStatus {
     }
 }
 
-/// The running program. It is killed when this goes, unless it has ended.
+/// The running program. It is killed when this value is dropped, unless it has ended.
 pub(crate) struct Service {
     child: Child,
     pub(crate) public: SocketAddr,
     pub(crate) private: SocketAddr,
     log: Text,
     out: Text,
-    /// A server of its own.
+    /// The URL of the test's own server, if there is one.
     server: Option<String>,
-    /// Whether it is asked to stop before it is killed at the end of a test.
+    /// Whether the program is asked to stop before it is killed at the end of a test.
     leaves_in_order: bool,
 }
 
@@ -728,14 +728,14 @@ impl Service {
         service
     }
 
-    /// Where it listens: in the log of `serve`, or in what `dev` prints.
+    /// The addresses of both listeners, from the log of `serve` or the output of `dev`.
     fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         let ready = self.lines().into_iter().find(|line| {
             line["message"].as_str().is_some_and(|state| state == "ready" || state.starts_with("listening"))
         });
         if let Some(ready) = ready {
             let private = address(ready["private"].as_str()?)?;
-            // A worker has only one.
+            // A worker has only a private listener.
             let public = ready["webhooks"].as_str().and_then(address);
             return Some((public.unwrap_or(private), private));
         }
@@ -762,7 +762,7 @@ impl Service {
         self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// The log's lines about one delivery.
+    /// The lines of the log about one delivery.
     pub(crate) fn lines_about(&self, svix_id: &str) -> Vec<Value> {
         self.lines().into_iter().filter(|line| line["svix_id"] == svix_id).collect()
     }
@@ -775,7 +775,7 @@ impl Service {
         self.ask(&post.bytes())
     }
 
-    /// Send these bytes on a fresh connection, and read one answer.
+    /// Send these bytes on a new connection, and read one answer.
     pub(crate) fn ask(&self, bytes: &[u8]) -> Answer {
         let mut client = self.client();
         client.send(bytes).expect("sent");
@@ -792,7 +792,7 @@ impl Service {
         client.answer().expect("an answer")
     }
 
-    /// Ask the private API, with this `authorization` if there is any.
+    /// Ask the private API, with this `authorization` header if it is given.
     pub(crate) fn get_api(&self, path: &str, authorization: Option<&str>) -> Answer {
         self.ask_api("GET", path, authorization)
     }
@@ -801,7 +801,7 @@ impl Service {
         self.tell_api(method, path, authorization, "")
     }
 
-    /// The same with a body.
+    /// As [`ask_api`](Self::ask_api), with a body.
     pub(crate) fn tell_api(
         &self,
         method: &str,
@@ -818,7 +818,7 @@ impl Service {
         client.answer().expect("an answer")
     }
 
-    /// The status of a probe, if it is answered at all.
+    /// The status of a probe, if it is answered.
     pub(crate) fn status(&self, path: &str) -> Option<u16> {
         let mut client = Client::connect(self.public).ok()?;
         client.send(&get(path)).ok()?;
@@ -836,7 +836,7 @@ impl Service {
         signal(&self.child, Signal::TERM);
     }
 
-    /// End it as the kernel would when memory runs out.
+    /// Kill the program, as the kernel does when memory runs out.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("a child");
@@ -849,7 +849,7 @@ impl Service {
         wait(&mut self.child, patience)
     }
 
-    /// Ask it to stop, and insist that it does so in good order.
+    /// Ask the program to stop, and assert that it exits with 0.
     pub(crate) fn stop(mut self) {
         self.terminate();
         let status = self.wait(SOON);
@@ -859,7 +859,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // A MongoDB that others use as well would wait for what it left open.
+        // On a shared MongoDB, other tests would wait for transactions that a killed program left open.
         if self.leaves_in_order && matches!(self.child.try_wait(), Ok(None)) {
             self.terminate();
             let asked = Instant::now();
@@ -949,7 +949,7 @@ impl Client {
         Ok(Answer { status, headers, body: String::from_utf8(body).expect("text") })
     }
 
-    /// Whether the other side closes within this time; what it says before is thrown away.
+    /// Whether the other side closes within this time; data that arrives before is discarded.
     pub(crate) fn is_closed_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut buffer = [0; 4096];
@@ -968,7 +968,7 @@ impl Client {
     }
 }
 
-/// Send a child a signal, also where no program `kill` is installed.
+/// Send a signal to a child. Works even where the program `kill` is not installed.
 pub(crate) fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).expect("a child that runs");
 }
@@ -977,7 +977,7 @@ pub(crate) fn get(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").into_bytes()
 }
 
-/// A delivery, signed by an implementation that is not ours.
+/// A delivery, signed by an independent implementation.
 #[derive(Clone, Debug)]
 pub(crate) struct Post {
     pub(crate) path: &'static str,
@@ -1027,7 +1027,7 @@ impl Post {
     }
 }
 
-/// Now, in Clerk's unit.
+/// The current time in Clerk's unit.
 pub(crate) fn milliseconds() -> i64 {
     Utc::now().timestamp_millis()
 }
@@ -1069,7 +1069,7 @@ pub(crate) fn post(event: &Value) -> Post {
     Post::new(event.to_string())
 }
 
-/// Whether a file is there to be run.
+/// Whether this path is a file.
 pub(crate) fn is_there(path: &str) -> bool {
     Path::new(path).is_file()
 }

@@ -1,7 +1,8 @@
-//! Webhooks in a stream: the real program with a real Valkey of the test's own, which it starts, stops, kills and misconfigures.
+//! Webhooks in a stream: the real program with a real Valkey. Each test starts its own server, and may stop, kill or
+//! misconfigure it.
 //!
-//! `TEST_VALKEY` names the program of a Valkey or Redis of 7.2 or newer; else `valkey-server` is taken from the path. Without
-//! either the tests are skipped with a printed line, unless `REQUIRE_STORES` names `valkey`.
+//! `TEST_VALKEY` names the program of a Valkey or Redis 7.2 or newer; otherwise `valkey-server` is taken from the path.
+//! Without either, the tests are skipped with a printed line, unless `REQUIRE_STORES` names `valkey`.
 
 use std::{
     collections::HashSet,
@@ -30,7 +31,7 @@ use crate::{
     workers::{created, queued},
 };
 
-/// A server of the test's own. Its directory lives as long as the test.
+/// A Valkey server of one test. Its directory is removed with the test.
 struct Valkey {
     program: PathBuf,
     directory: tempfile::TempDir,
@@ -39,7 +40,7 @@ struct Valkey {
 }
 
 impl Valkey {
-    /// One that keeps what it confirms; `None` if there is no program to start.
+    /// Start a server that keeps confirmed entries; `None` if no program is available.
     fn start(options: &[&str]) -> Option<Self> {
         let on_path = || {
             let path = env::var_os("PATH")?;
@@ -57,7 +58,7 @@ impl Valkey {
         Some(valkey)
     }
 
-    /// Start the server, with what it has kept.
+    /// Start the server with its stored data.
     fn begin(&self, options: &[&str]) {
         let child = Command::new(&self.program)
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--dir"])
@@ -81,7 +82,7 @@ impl Valkey {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// The first line of the answer to a command, and of the text that follows it.
+    /// The first line of the answer to a command.
     fn ask(&self, words: &[&str]) -> String {
         self.try_ask(words).unwrap_or_else(|| panic!("{words:?} is answered"))
     }
@@ -98,13 +99,13 @@ impl Valkey {
         Some(line.trim_end().to_owned())
     }
 
-    /// Webhooks in the stream.
+    /// The number of webhooks in the stream.
     fn entries(&self) -> usize {
         let answer = self.ask(&["XLEN", "clerk-sync:{webhooks}"]);
         answer.trim_start_matches(':').parse().unwrap_or_else(|_| panic!("{answer}"))
     }
 
-    /// Whether one of its files holds these bytes.
+    /// Whether one of the server's files contains this text.
     fn keeps(&self, text: &str) -> bool {
         files(self.directory.path()).iter().any(|file| {
             let mut bytes = Vec::new();
@@ -128,7 +129,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
-/// Let the service use this server.
+/// Start a server, and configure the service to use it.
 fn with_stream(host: &mut Host, options: &[&str]) -> Option<Valkey> {
     let valkey = Valkey::start(options)?;
     host.set("PROCESSING", "queue");
@@ -142,7 +143,7 @@ fn refused(service: &Service, post: &Post) {
     assert_eq!(answer.json()["error"]["code"], "queue_unavailable", "{answer:?}");
 }
 
-/// A host with PostgreSQL and a stream, where both can be had.
+/// Run a test on a host with PostgreSQL and a stream, if both are available.
 fn on_postgres(options: &[&str], test: fn(&mut Host, &Valkey)) {
     if let Some(mut host) = Host::with(Keeper::Postgres)
         && let Some(valkey) = with_stream(&mut host, options)
@@ -163,14 +164,14 @@ fn webhooks_go_through_the_stream_and_leave_it(host: &mut Host) {
     let outcome = format!("SELECT outcome FROM processed_webhooks WHERE svix_id = '{}'", delivery.id);
     assert_eq!(host.value(&outcome), "applied");
 
-    // It comes again, and is applied no second time; what is late changes nothing; what is of no kind is recorded.
+    // A repeated delivery is not applied again; a late one changes nothing; an event of no synced kind is recorded.
     queued(&service, &delivery);
     let late = post(&user("user.updated", "user_1", 1000, "Late"));
     let other = Post::new(r#"{"type":"email.created","object":"event","data":{"id":"ema_1"}}"#);
     for post in [&late, &other] {
         queued(&service, post);
     }
-    eventually("worked on", || valkey.entries() == 0 && host.count("processed_webhooks") == 3);
+    eventually("processed", || valkey.entries() == 0 && host.count("processed_webhooks") == 3);
     for (post, outcome) in [(&late, "stale"), (&other, "ignored"), (&delivery, "applied")] {
         let known = format!("SELECT outcome FROM processed_webhooks WHERE svix_id = '{}'", post.id);
         assert_eq!(host.value(&known), outcome);
@@ -180,7 +181,7 @@ fn webhooks_go_through_the_stream_and_leave_it(host: &mut Host) {
     queued(&service, &post(&deletion("user_1", milliseconds())));
     eventually("deleted", || host.count("users") == 0 && valkey.entries() == 0);
     queued(&service, &post(&user("user.updated", "user_1", milliseconds(), "Back")));
-    eventually("worked on", || valkey.entries() == 0 && host.count("processed_webhooks") == 5);
+    eventually("processed", || valkey.entries() == 0 && host.count("processed_webhooks") == 5);
     assert_eq!((host.count("users"), host.count("webhook_queue")), (0, 0));
     for (name, expected) in [
         (r#"clerk_sync_webhooks_total{event="user.created",outcome="queued",kind="user"}"#, 2.0),
@@ -209,7 +210,7 @@ fn what_cannot_be_applied_is_kept_in_the_database(host: &mut Host) {
     for post in [&refused, &unusable, &created("user_2")] {
         queued(&service, post);
     }
-    eventually("worked on", || valkey.entries() == 0 && host.count("webhook_queue") == 2);
+    eventually("processed", || valkey.entries() == 0 && host.count("webhook_queue") == 2);
     let state =
         |post: &Post| host.value(&format!("SELECT state FROM webhook_queue WHERE svix_id = '{}'", post.id));
     assert_eq!((state(&refused).as_str(), state(&unusable).as_str()), ("pending", "dead"));
@@ -232,7 +233,7 @@ fn what_cannot_even_be_kept_stays_in_the_stream_until_it_can() {
         queued(&service, &refused);
         queued(&service, &created("user_2"));
         eventually("the other one is applied", || host.count("users") == 1 && valkey.entries() == 1);
-        // Between the transaction that failed and the one that keeps it nothing of it is anywhere else.
+        // Until a transaction keeps the failed delivery, the stream is the only place that has it.
         assert_eq!((host.count("webhook_queue"), host.count("processed_webhooks")), (0, 1));
         service.kill();
         let service = host.serve();
@@ -269,7 +270,7 @@ fn what_waits_in_the_stream_is_counted_by_stats() {
         let line = text.lines().find(|line| line.starts_with("Stream")).expect("a line");
         assert!(line.contains("3 waiting, 2 of them claimed by a worker, the oldest for "), "{line}");
 
-        // What the database holds is told all the same.
+        // The counts of the database are still printed.
         valkey.kill();
         let stats = counted(host);
         let error = stats["stream"]["error"].as_str().expect("an error");
@@ -298,7 +299,7 @@ fn a_receiver_needs_no_database_and_a_worker_applies_what_it_took_in() {
             queued(&receiver, &created(&format!("user_{number}")));
         }
         assert_eq!(valkey.entries(), 20);
-        // A worker needs the database, and waits for it in vain.
+        // A worker needs the database, and gives up after waiting for it.
         host.set("DATABASE_WAIT_SECONDS", "1");
         let finished = host.run(&["worker"]);
         assert_eq!(finished.code, Some(69), "{}", finished.stderr);
@@ -321,7 +322,9 @@ fn a_service_that_starts_without_its_database_applies_once_it_is_there() {
         assert_eq!(valkey.entries(), 1);
         proxy.set(Mode::Pass);
         eventually("applied", || valkey.entries() == 0 && host.count("users") == 1);
-        eventually("all well", || service.get("/readyz").json() == json!({ "status": "ready" }));
+        eventually("ready, including the database", || {
+            service.get("/readyz").json() == json!({ "status": "ready" })
+        });
         service.stop();
     });
 }
@@ -336,7 +339,7 @@ fn of_another_instance_nothing_is_applied_also_if_only_the_worker_can_know() {
         queued(&receiver, &post(&stranger));
         host.set("CLERK_INSTANCE_ID", crate::service::INSTANCE);
         let worker = host.work();
-        eventually("worked on", || valkey.entries() == 0 && host.count("webhook_queue") == 1);
+        eventually("processed", || valkey.entries() == 0 && host.count("webhook_queue") == 1);
         assert_eq!(
             (host.value("SELECT state FROM webhook_queue").as_str(), host.count("users")),
             ("dead", 0)
@@ -411,7 +414,7 @@ fn a_service_that_may_not_do_all_that_it_must_does_not_start() {
             assert_eq!(started.code, Some(78), "{left_out}: {}", started.stderr);
             assert!(started.stderr.contains("NOPERM"), "{left_out}: {}", started.stderr);
         }
-        // A key of another kind stands in the way.
+        // Another type of value is stored under the stream's key.
         host.set("QUEUE_URL", &valkey.url());
         valkey.ask(&["DEL", "clerk-sync:{webhooks}"]);
         let service = host.serve();
@@ -436,7 +439,7 @@ fn entries_that_nobody_can_read_hold_up_nothing() {
         let worker = host.work();
         eventually("applied", || host.count("users") == 2 && valkey.entries() == 20_000);
         let told = worker.log().lines().filter(|line| line.contains("cannot be read")).count();
-        assert!((1..10).contains(&told), "told {told} times");
+        assert!((1..10).contains(&told), "logged {told} times");
         worker.stop();
         receiver.stop();
     });
@@ -463,7 +466,7 @@ fn nothing_is_accepted_from_a_server_that_may_lose_it() {
             eventually("accepted", || service.post(&created("user_3")).status == 200);
         }
         service.stop();
-        // The operator answers for it.
+        // With `trust`, the operator guarantees durability.
         assert_eq!(valkey.ask(&["CONFIG", "SET", "appendonly", "no"]), "+OK");
         host.set("QUEUE_DURABILITY", "trust");
         let service = host.serve();
@@ -497,7 +500,7 @@ fn a_server_without_room_refuses_and_loses_nothing() {
                 break answer;
             }
             accepted += 1;
-            assert!(accepted < 100, "never full");
+            assert!(accepted < 100, "the server never became full");
         };
         assert_eq!((refusal.status, refusal.json()["error"]["code"].as_str()), (503, Some("overloaded")));
         assert_eq!(valkey.entries(), accepted);
@@ -520,7 +523,9 @@ fn replicas_that_are_asked_for_must_confirm() {
         let Some(replica) = Valkey::start(&["--replicaof", "127.0.0.1", &valkey.port.to_string()]) else {
             return;
         };
-        eventually("in step", || host.run(&["doctor"]).stdout.contains("confirmed entries are on disk"));
+        eventually("the replica has caught up", || {
+            host.run(&["doctor"]).stdout.contains("confirmed entries are on disk")
+        });
         let service = host.serve();
         queued(&service, &created("user_1"));
         replica.kill();
@@ -543,7 +548,7 @@ fn sealed_bodies_are_read_by_nobody_without_the_key() {
         receiver.stop();
         assert!(valkey.keeps("Plainname") && !valkey.keeps("Sealedname"));
 
-        // Another key: it stays, and holds up nobody. Then both keys, of which the other one seals from now on.
+        // With another key, the sealed entry stays and delays no other. With both keys, it is applied.
         host.set("QUEUE_ENCRYPTION_KEY", TWO);
         let worker = host.work();
         eventually("the plain one is applied", || host.count("users") == 1 && valkey.entries() == 1);
@@ -586,14 +591,14 @@ fn what_is_mistaken_in_the_settings_is_told() {
     assert!(finished.stderr.contains("connection refused") && !finished.stderr.contains("s3cret"));
 }
 
-/// With `TEST_LOAD=full` 500 events in a second, as long as they are answered in 256 ms; else fewer clients, as fast as they are
-/// answered.
+/// The number of clients, and the time between two events of each. With `TEST_LOAD=full` they send 500 events a second,
+/// as long as each is answered within 256 ms. Otherwise there are fewer clients.
 fn clients() -> (usize, Duration) {
     (load(8, 128), Duration::from_millis(load(2, 256) as u64))
 }
 
-/// Send users from several clients until told to stop, one from each in so much time; gives the ids of users whose creation was
-/// accepted, and how many were not.
+/// Send users from several clients until `stop` is set; each client sends one user per interval. Returns the ids of the
+/// users whose creation was accepted, and the number of failures.
 fn accepted_until(
     service: &Service,
     stop: &AtomicBool,
@@ -631,14 +636,14 @@ fn accepted_until(
     (accepted.into_inner().expect("not poisoned"), failed.into_inner())
 }
 
-/// Every accepted user is there, each written once. Prints how many, for whoever looks.
+/// Assert that every accepted user exists and was written once. Prints their number.
 fn all_are_there_once(host: &Host, valkey: &Valkey, accepted: &HashSet<String>) {
     eventually("the stream is empty", || valkey.entries() == 0);
     let there: HashSet<String> =
         host.sql("SELECT clerk_id FROM users").into_iter().map(|mut row| row.remove(0)).collect();
     let missing: Vec<&String> = accepted.difference(&there).collect();
     assert!(missing.is_empty(), "{} accepted are missing: {missing:?}", missing.len());
-    assert_eq!(host.count("audit_log"), there.len(), "nobody is written twice");
+    assert_eq!(host.count("audit_log"), there.len(), "no user is written twice");
     let twice = "(SELECT clerk_id FROM processed_webhooks WHERE outcome = 'applied' GROUP BY clerk_id HAVING count(*) > 1) AS twice";
     assert_eq!(host.count(twice), 0);
     measured(&format!("{} accepted: 0 missing, 0 twice; {} users", accepted.len(), there.len()));
@@ -718,7 +723,7 @@ fn a_worker_that_dies_between_commit_and_acknowledgement_repeats_nothing() {
         queued(&receiver, &created("user_1"));
         let pending = "return redis.call('XPENDING', KEYS[1], 'clerk-sync')[1]";
         eventually("taken", || valkey.ask(&["EVAL", pending, "1", "clerk-sync:{webhooks}"]) == ":1");
-        // From here on the stream hears nothing of this worker.
+        // From now on, nothing from this worker reaches the stream.
         proxy.set(Mode::Silent);
         application.run("COMMIT").expect("committed");
         eventually("applied", || host.count("users") == 1);
@@ -778,7 +783,7 @@ fn a_service_that_is_asked_to_stop_leaves_nothing_half_done() {
         service.terminate();
         assert_eq!(service.wait(Duration::from_secs(20)).code(), Some(0), "{}", service.log());
         let left = valkey.entries();
-        assert_eq!(host.count("users") + left, 200, "what is applied has left the stream");
+        assert_eq!(host.count("users") + left, 200, "applied webhooks have left the stream");
         let service = host.serve();
         eventually("applied", || valkey.entries() == 0 && host.count("users") == 200);
         service.stop();

@@ -1,5 +1,6 @@
-//! Differing clocks. Webhooks older or newer than `WEBHOOK_TOLERANCE_SECONDS` are refused, so a difference of half of that is
-//! a failure: the other half is needed for the time in transit. A difference of more than 30 s is a warning.
+//! Checks whether the clocks agree. Webhooks older or newer than `WEBHOOK_TOLERANCE_SECONDS` are refused, so a difference
+//! of half of that is a failure: the other half is needed for the time in transit. A difference of more than 30 s is a
+//! warning.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -25,7 +26,7 @@ impl Span {
     }
 }
 
-/// By how much the other clock is ahead at least, if both were read at the same time within these spans.
+/// The minimum by which the other clock is ahead, if both were read at the same time within these spans.
 fn ahead(ours: Span, theirs: Span) -> TimeDelta {
     if theirs.from > ours.until {
         theirs.from - ours.until
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn half_a_minute_is_told_and_half_the_tolerance_is_a_failure() {
-        // Its clock was read at the end of a second and this one at the beginning, or vice versa.
+        // The other clock was read at the end of a second and this machine's at the beginning, or vice versa.
         for (theirs, expected) in
             [(0, "ok"), (31, "ok"), (32, "warn"), (151, "warn"), (152, "fail"), (600, "fail")]
         {

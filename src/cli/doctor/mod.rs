@@ -1,8 +1,8 @@
 //! `doctor`: checks everything that can be wrong in one go, and prints a remedy for each problem.
 //!
-//! It continues after each failure, and gives a reason for each check that it skips. It writes nothing: migrations stay
-//! pending, a missing file is not created, and the service does not record the event that `doctor` sends to it. The output
-//! contains no secrets and no personal data.
+//! The check continues after each failure, and gives a reason for each part that it skips. It writes nothing: migrations
+//! stay pending, a missing file is not created, and the service does not record the event that `doctor` sends to it. The
+//! output contains no secrets and no personal data.
 
 mod backlog;
 mod clerk;

@@ -21,7 +21,7 @@ pub(super) struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Ok,
-    /// It works, but it is probably a mistake, or will not work for long.
+    /// The checked part works, but is probably misconfigured, or will not work for long.
     Warn,
     /// With the exit code of a command that has the same failure; the highest code of all findings counts.
     Fail(u8),
@@ -88,7 +88,7 @@ impl Finding {
     }
 }
 
-/// The findings; if there are none, one that all is well.
+/// The findings; if there are none, a single finding that all is well.
 pub(super) fn or_ok(found: Vec<Finding>, check: &str, well: impl Into<String>) -> Vec<Finding> {
     if found.is_empty() { vec![Finding::ok(check, well)] } else { found }
 }

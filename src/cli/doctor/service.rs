@@ -1,6 +1,6 @@
 //! The running service: whether it has the same webhook secrets as this configuration.
 //!
-//! It gets a signed event of a type that it answers and never records, so the answer is the only effect.
+//! The service gets a signed event of a type that it answers and never records, so the answer is the only effect.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! Readings that are shared by all who look at the same time.
+//! Values that are read once for all concurrent callers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{http::error::Problem, telemetry};
 
-/// No reading is used for longer than this: it may have been slow only because it had to wait.
+/// The longest time that a reading is used: a slow reading may only have had to wait.
 const LONGEST: Duration = Duration::from_mins(1);
 
 /// A value that one caller reads for all.

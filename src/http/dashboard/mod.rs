@@ -76,7 +76,7 @@ const FORM_BYTES: usize = 16 * 1024;
 /// Wrong tokens in a row before the next attempt has to wait.
 const FREE_ATTEMPTS: u32 = 10;
 
-/// How long a reading for the overview is used at least, however many look at it.
+/// The minimum time that a reading for the overview is used, however many operators look at it.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// The state of the dashboard.

@@ -195,7 +195,7 @@ struct Known {
     deliveries: Vec<Processed>,
     trail: Vec<AuditLine>,
     receipts: Vec<Receipt>,
-    /// Its children, by the columns that refer to it: a page of rows, and the query for the next page.
+    /// The object's children, by the columns that refer to it: a page of rows, and the query for the next page.
     children: Vec<(Field, Vec<Row>, Option<Query>)>,
 }
 
@@ -209,7 +209,7 @@ impl Known {
             && self.children.iter().all(|(_, rows, _)| rows.is_empty())
     }
 
-    /// Whether only a tombstone exists: the object was never here, or there would be audit lines and receipts.
+    /// Whether only a tombstone exists: the object was never stored, or there would be audit lines and receipts.
     fn is_deleted_stranger(&self) -> bool {
         let is_deleted = self.register.as_ref().is_some_and(|register| register.deleted);
         is_deleted && self.row.is_none() && self.trail.is_empty() && self.receipts.is_empty()
@@ -363,7 +363,7 @@ fn content(session: &Session, known: &Known, now: DateTime<Utc>, revealed: bool)
         @if known.is_deleted_stranger() {
             p.nothing {
                 "Deleted before any " (if entity.is_person() { "person" } else { "object" })
-                " with this id was here: nothing was stored, so there is no audit trail."
+                " with this id was stored, so there is no audit trail."
             }
         } @else {
             (audited(trail))

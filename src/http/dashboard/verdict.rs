@@ -241,7 +241,7 @@ fn drift(facts: &Facts, now: DateTime<Utc>) -> Option<Finding> {
     } else {
         Finding::new(
             Level::Doubtful,
-            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); all of it was fixed"),
+            format!("{users} from Clerk at the last reconcile, {when} ({kinds}); all were fixed"),
             "Webhooks were lost, or the table was edited by hand. Check the endpoint's failures in the Clerk Dashboard.",
         )
     })

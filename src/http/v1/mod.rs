@@ -1,6 +1,6 @@
 //! `/v1`: the private API. [`routes`] lists its routes.
 //!
-//! It reads objects, fetches missing objects from Clerk, and retries or discards entries of the queue and the outbox. Every
+//! The API reads objects, fetches missing objects from Clerk, and retries or discards entries of the queue and the outbox. Every
 //! request needs the bearer token of `ADMIN_TOKEN`, even to learn that a path does not exist. Answers are JSON, are never
 //! cached, and meet the same deadline as all other answers. The number of concurrent reads is small, so that they cannot take
 //! the connections that webhooks need. Queries are not logged, because they contain e-mail addresses.

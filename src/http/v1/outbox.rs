@@ -1,4 +1,4 @@
-//! `/v1/outbox`: lists and manages the messages for other systems. Their contents are never shown here.
+//! `/v1/outbox`: lists and manages the messages for other systems. The contents of messages are never returned.
 
 use std::sync::Arc;
 

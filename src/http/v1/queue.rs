@@ -1,6 +1,6 @@
 //! `/v1/queue`: lists, shows, retries and discards deliveries that are pending or dead.
 //!
-//! Their bodies are personal data. They are shown only on explicit request, and the request is recorded first.
+//! The bodies of deliveries are personal data. They are shown only on explicit request, and the request is recorded first.
 
 use std::sync::Arc;
 

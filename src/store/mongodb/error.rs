@@ -40,7 +40,7 @@ pub(super) fn refusal_in(answer: &Document) -> Option<StoreError> {
         let place = index.ok().map(|fields| format!("index on {}", fields.join(", ")));
         return Some(StoreError { place, ..of_code(code) });
     }
-    // A write without a majority may get lost.
+    // A write without a majority may be lost.
     answer.get_document("writeConcernError").is_ok().then(|| StoreError::new(ErrorKind::Unavailable))
 }
 

@@ -238,7 +238,7 @@ impl Looks for Mongo {
                     || match (completed.get(clerk_id.as_str()), told.get(&tie)) {
                         // An erasure that is not complete counts as recent.
                         (Some(completed_at), _) => completed_at.is_none_or(|at| at >= since),
-                        // Nothing of this user was stored: the time of the webhook counts, as long as it is known.
+                        // Nothing about this user was stored: the time of the webhook counts, as long as it is known.
                         (None, Some(told_at)) => *told_at >= since,
                         (None, None) => event_at >= since,
                     };

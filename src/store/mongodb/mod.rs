@@ -99,7 +99,7 @@ impl fmt::Debug for Mongo {
 }
 
 impl Mongo {
-    /// Sends nothing yet, except DNS queries for `mongodb+srv`.
+    /// Create the store. Nothing is sent yet, except DNS queries for `mongodb+srv`.
     ///
     /// # Errors
     /// [`ErrorKind::Schema`] if the driver cannot use the URL or it names no database; [`ErrorKind::Unavailable`] if a host

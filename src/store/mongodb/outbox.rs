@@ -233,7 +233,8 @@ async fn claim(
         messages.push(message);
     }
     keep_addresses(session, sink, &new).await?;
-    // Their users were erased while a worker that died was delivering them. The deletions that wait behind them become due.
+    // The users of these messages were erased while a worker that died was delivering them. The deletions that wait
+    // behind them become due.
     if !emptied.is_empty() {
         session.delete(OUTBOX, these(&emptied)).await?;
         promote(session, freed, lease.now).await?;

@@ -3,9 +3,11 @@
 //! The driver's futures must be polled to their end, so each command runs in its own task, which cannot be cancelled. A
 //! transaction moves its session into the task of each command. If it is dropped before its end, it is aborted.
 //!
-//! Nothing waits for a lock here. A transaction that writes a document which another one has written fails with a conflict at
-//! once, and begins again from scratch. A transaction also announces things outside itself: leases on deliveries, and its place
-//! among the writers of audit lines. They are withdrawn when it ends, and expire if its process dies.
+//! A transaction never waits for a lock. A transaction that writes a document that another one has written fails with a
+//! conflict at once, and begins again from scratch. A transaction also announces things outside itself: leases on
+//! deliveries, and its place among the writers of audit lines. These announcements are withdrawn when it ends, and expire
+//! if its process dies.
+//! if its process dies.
 
 use std::{
     collections::HashMap,
@@ -36,8 +38,8 @@ use crate::{
     store::{ErrorKind, Mark, Patience, Result, RowFate, Session, StoreError, Way, prefix},
 };
 
-/// An older transaction is not committed. A server ends transactions after 60 s, and other processes wait for a dead one no
-/// longer than [`DEAD`](super::seals::DEAD).
+/// The age beyond which a transaction is not committed. A server ends transactions after 60 s, and other processes wait
+/// for a dead one no longer than [`DEAD`](super::seals::DEAD).
 const OLDEST: Duration = Duration::from_secs(45);
 
 /// How often one of the backend's own transactions begins again after a conflict.
@@ -464,7 +466,7 @@ pub(super) async fn concluded<T>(session: MongoSession, done: Result<T>) -> Resu
     }
 }
 
-/// Pause for a short random time, which grows with the number of tries.
+/// Pause for a short random time, which grows with the number of attempts.
 pub(super) async fn pause(tries: u32) {
     let most = 4 * u64::from(tries.min(100));
     let milliseconds = rand::rng().random_range(1..=most);

@@ -1,4 +1,5 @@
-//! Notices that another process has left work. The server notifies nobody without a change stream, so we poll.
+//! Detecting work that another process has added. Without a change stream the server sends no notifications, so
+//! clerk-sync polls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,17 +10,17 @@ use tokio::time::sleep;
 use super::session::{Alone, Commands as _, Server};
 use crate::store::{Listener, Result};
 
-/// How often we poll.
+/// The polling interval.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Polls for what another process changes when it leaves work.
+/// Polls the documents that change when another process adds work.
 pub(super) struct Watch {
     server: Arc<Server>,
     seen: Vec<Document>,
 }
 
 impl Watch {
-    /// Reports changes from now on.
+    /// Detects changes from now on.
     pub(super) async fn of(server: &Arc<Server>) -> Result<Self> {
         Ok(Self { server: Arc::clone(server), seen: marks(server).await? })
     }
@@ -39,8 +40,8 @@ impl Listener for Watch {
     }
 }
 
-/// The newest numbers of the outbox and the audit trail, the next delivery and the next delayed erasure. Each is one entry of an
-/// index.
+/// The newest ids of the outbox and the audit trail, the next pending delivery, and the next delayed erasure. Each is
+/// read from one entry of an index.
 async fn marks(server: &Arc<Server>) -> Result<Vec<Document>> {
     let mut alone = Alone(server);
     let mut marks = Vec::new();

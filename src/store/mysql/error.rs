@@ -24,7 +24,7 @@ const NOT_REFERENCED: u16 = 1452;
 /// The error number of MySQL's own clients when a password would have to be sent over an unencrypted connection.
 const NEEDS_TLS: &str = "2061";
 
-/// Their error number for an authentication plugin that they do not have.
+/// The error number of these clients for an authentication plugin that they do not have.
 const UNKNOWN_PLUGIN: &str = "2059";
 
 /// Convert an error of the driver or the server.
@@ -34,7 +34,7 @@ pub(in crate::store) fn explain(error: Error) -> StoreError {
             Some(told) => understood(told.number(), &prefix::out_of_text(told.message())),
             None => StoreError::new(ErrorKind::Broken),
         },
-        // Only clerk-sync's own text: the driver's may quote a file's content.
+        // Use only clerk-sync's own text, because the driver's may quote a file's content.
         Error::Configuration(why) if why.to_string().starts_with("RSA auth backend disabled") => {
             closed(NEEDS_TLS, PASSWORD_NEEDS_TLS)
         }
@@ -115,7 +115,7 @@ fn understood(number: u16, message: &str) -> StoreError {
 fn blamed(error: StoreError, table: &str) -> StoreError {
     let place = error.place.as_deref().unwrap_or_default();
     let is_theirs = match number(&error) {
-        // The connection to clerk-sync's database works, so a trigger uses another one. And clerk-sync computes nothing.
+        // clerk-sync's own database is connected, so a trigger uses another one. clerk-sync divides nothing, so a trigger does.
         Some(1044 | 1049 | 1365) => true,
         Some(TABLE_DENIED | COLUMN_DENIED) => {
             place.strip_prefix("table ").is_some_and(|other| other != table)
@@ -212,7 +212,7 @@ fn place(number: u16, message: &str) -> Option<String> {
     Some(meaning.to_owned())
 }
 
-/// The names in a message. The text that a trigger raises (1644) can be anything, even an email address.
+/// The names in a message. The text that a trigger raises (1644) can be anything, even an e-mail address.
 fn names(number: u16, message: &str) -> Option<String> {
     match number {
         DUPLICATE => {

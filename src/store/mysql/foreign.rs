@@ -37,7 +37,7 @@ const PATIENT: &str =
 pub(super) async fn describe(connection: &mut MySqlConnection, table: &str) -> Result<ForeignTable> {
     let found = find(connection, table).await?;
     if found.is_in_our_database && found.name == prefix::of_table("users") {
-        // The table may have been created by another application. Then the advice about that is the better answer.
+        // The table may have been created by another application. In that case, the advice about such tables is more useful.
         migrations::check(connection, &[]).await?;
         return Err(StoreError::schema(format!(
             "{table} is clerk-sync's own table in database {}: name the application's table",
@@ -184,7 +184,7 @@ async fn find(connection: &mut MySqlConnection, table: &str) -> Result<Found> {
         let column = Column { name: row.get(2)?, type_name: row.get::<String>(3)?.to_ascii_lowercase() };
         rows.push((database, name, row.get::<bool>(4)?, column));
     }
-    // This query compares names without regard to case. In SQL that depends on the server's file system.
+    // This query compares names without regard to case. In SQL, whether case matters depends on the server's file system.
     if rows.iter().any(|(_, found, ..)| *found == name) {
         rows.retain(|(_, found, ..)| *found == name);
     }

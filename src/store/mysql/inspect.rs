@@ -1,5 +1,6 @@
-//! Inspecting the server and the tables, for people. Nothing is written. Except for counting, it only reads what the server
-//! reports about itself and the list of migrations. So it works, and explains what is wrong, even with almost no privileges.
+//! Inspects the server and the tables for the operator. Nothing is written. Except for counting, it only reads what the
+//! server reports about itself and the list of migrations. The inspection therefore works, and explains what is wrong,
+//! even with almost no privileges.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -111,7 +112,7 @@ pub(super) async fn inspect(
         needs: version.needs(),
         version: version.to_string(),
         now: Some(now),
-        // A replica shows by being read-only.
+        // A replica is not detected as such: it reports that it is read-only.
         standby: false,
         read_only: variables.is_on("super_read_only")
             || variables.is_on("innodb_read_only")
@@ -199,7 +200,7 @@ async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
     let found: i64 = only(&ask(connection, query).await?)?.get(0)?;
     Ok((found < OURS).then(|| Missing {
         what: format!(
-            "{} of {OURS} triggers are gone that keep audit_log and audit_seals append-only",
+            "missing: {} of the {OURS} triggers that keep audit_log and audit_seals append-only",
             OURS - found
         ),
         remedy: format!(
@@ -382,7 +383,7 @@ fn needed(table: &str, pending: bool) -> &'static [&'static str] {
     }
 }
 
-/// The further privileges that a migration's statements need.
+/// Additional privileges that a migration's statements need.
 fn needed_by(sql: &str) -> Vec<&'static str> {
     const WORDS: [(&str, &[&str]); 6] = [
         ("CREATE", &["CREATE TABLE"]),

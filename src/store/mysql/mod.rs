@@ -148,7 +148,7 @@ impl Database for Mysql {
         let applied = migrations::migrate(&mut connection, self.dialect()).await?;
         drop(connection);
         unique_email::settle(self, self.unique_email).await?;
-        // Only now, because the application adds its columns to existing tables.
+        // After the migrations, because the application can add its columns only to existing tables.
         migrations::check_anonymize_columns(&mut *self.connection().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }

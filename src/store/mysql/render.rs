@@ -35,7 +35,7 @@ pub(in crate::store) fn collation(dialect: Dialect) -> &'static str {
 
 /// The statements that a text consists of.
 pub(in crate::store) fn steps(text: &str, dialect: Dialect) -> Arc<[Step]> {
-    // A comment may contain characters with a meaning here.
+    // A comment may contain characters that have a meaning in the template.
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("--"));
     let text = lines.collect::<Vec<_>>().join("\n");
     let rendered = statement::rendered(&text, dialect).replace(" AS bigint)", " AS signed)");
@@ -172,7 +172,7 @@ fn joined(step: &str) -> String {
     let (verb, rest) = rest.split_once(' ').expect("a statement has words");
     let rest = rest.trim_start().trim_start_matches("FROM ").trim_start();
     let behind = if verb == "UPDATE" { "SET " } else { "WHERE " };
-    let (table, rest) = rest.split_once(behind).expect("a statement goes on behind its table");
+    let (table, rest) = rest.split_once(behind).expect("a statement continues after its table");
     let table = table.trim();
     let name = table.split_whitespace().last().expect("a table has a name");
     let mut tables = String::new();

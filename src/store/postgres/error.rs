@@ -41,7 +41,7 @@ pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Statement {
     Any,
-    /// It writes rows of this table, which may have code of the application.
+    /// It writes rows of this table, where the application's code may run.
     Writes(&'static str),
     Connects,
 }
@@ -56,7 +56,7 @@ fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
             }
             None => StoreError::new(ErrorKind::Broken),
         },
-        // Only clerk-sync's own text: the driver's may quote a file's content.
+        // Use only clerk-sync's own text, because the driver's may quote a file's content.
         sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => unavailable(NO_TLS),
         // The peer's certificate is verified while reading.
         sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => unavailable(NO_TLS),
@@ -136,7 +136,7 @@ impl<'a> Told<'a> {
         if self.is_inside() {
             return match trouble {
                 ErrorKind::BadData | ErrorKind::Broken => ErrorKind::Refused,
-                // A server that the function connects to, for example for a foreign table.
+                // The function connects to another server, for example for a foreign table.
                 ErrorKind::Unavailable if !matches!(self.code.get(..2), Some("53" | "57")) => {
                     ErrorKind::Refused
                 }
@@ -151,7 +151,7 @@ impl<'a> Told<'a> {
             {
                 ErrorKind::Refused
             }
-            // clerk-sync computes nothing, so this is not about a value of the data.
+            // clerk-sync's statements divide nothing, so the data did not cause this division by zero.
             ErrorKind::BadData if matches!(statement, Statement::Writes(_)) && self.code == "22012" => {
                 ErrorKind::Refused
             }

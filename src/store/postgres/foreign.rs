@@ -20,7 +20,7 @@ pub(super) async fn describe(store: &Postgres, table: &str) -> Result<ForeignTab
     let mut session = store.session(BEGIN).await?;
     let found = find(&mut session, table).await?;
     if found.schema == store.schema && found.name == "users" {
-        // The table may have been created by another application. Then the advice about that is the better answer.
+        // The table may have been created by another application. In that case, the advice about such tables is more useful.
         store.check_tables(&mut session, &[]).await?;
         return Err(StoreError::schema(format!(
             "{table} is clerk-sync's own table in schema {}: name the application's table, such as public.users",

@@ -1,5 +1,6 @@
-//! Inspecting the server and the tables, for people. Nothing is written. Except for counting, it only reads catalogues and the
-//! list of migrations. So it works, and explains what is wrong, even with almost no privileges.
+//! Inspects the server and the tables for the operator. Nothing is written. Except for counting, it only reads catalogues
+//! and the list of migrations. The inspection therefore works, and explains what is wrong, even with almost no
+//! privileges.
 
 use std::collections::BTreeMap;
 
@@ -61,7 +62,7 @@ pub(super) async fn inspect(store: &Postgres) -> Result<Inspection> {
         session.commit().await?;
     }
     Ok(Inspection {
-        // Additions of a distribution to the version are left out.
+        // Suffixes that a distribution adds to the version are left out.
         version: format!("PostgreSQL {}", server.version.split_whitespace().next().unwrap_or_default()),
         needs: (server.number < OLDEST.0).then_some(OLDEST.1),
         now: Some(server.now),
@@ -186,7 +187,7 @@ fn missing(server: &Server, tables: &[Table], pending: bool) -> Vec<Missing> {
     missing
 }
 
-/// Rules that rewrite clerk-sync's statements, except those that only do something more when a user is deleted.
+/// Rules that rewrite clerk-sync's statements, except rules that only add an action when a user is deleted.
 const RULES: &str = "
     SELECT format('rule %I on %I.%I', r.rulename, s.nspname, c.relname) AS what,
            format('DROP RULE %I ON %I.%I;', r.rulename, s.nspname, c.relname) AS remedy

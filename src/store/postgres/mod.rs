@@ -7,13 +7,13 @@
 //! All statements that webhooks wait for look up rows by their ids. Scans of whole tables are off, so that no plan degrades as
 //! tables grow. Only transactions that count or list for people may read whole tables, and they have a deadline.
 //!
-//! JIT compilation is off as well. To the planner, a table that must be scanned has an astronomic cost, so it would spend a
+//! JIT compilation is off as well. To the planner, a table that must be scanned has an astronomical cost, so it would spend a
 //! quarter of a second compiling the count of an empty queue.
 //!
 //! A transaction that is dropped before its end closes its connection, which is never reused.
 //!
-//! With `sslmode=prefer`, the default, loopback connections do not use TLS: nobody can listen there, and encryption costs a
-//! tenth of the throughput.
+//! With `sslmode=prefer`, the default, loopback connections do not use TLS: no other machine can listen there, and
+//! encryption costs a tenth of the throughput.
 
 mod error;
 mod facts;
@@ -300,7 +300,7 @@ impl Postgres {
 
     async fn migrate_all(&self) -> Result<Vec<Migration>> {
         let mut session = self.opened(Purpose::WriteMany).await?;
-        // A second process waits here, and then finds everything done.
+        // A second process waits for this lock, and then finds everything done.
         session.rows(sql("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK)).await?;
         if !session.has_schema(&self.schema).await? {
             session.run(&format!("CREATE SCHEMA {}", quoted(&self.schema))).await?;
@@ -332,7 +332,7 @@ impl Postgres {
         self.sequences.set_forward(&mut session, None).await?;
         unique_email::set(&mut session, self.unique_email).await?;
         session.commit().await?;
-        // Only now, because the application adds its columns to existing tables.
+        // After the migrations, because the application can add its columns only to existing tables.
         schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
         Ok(pending)
     }
@@ -462,7 +462,7 @@ impl Database for Postgres {
         let rows = session.rows(sql("SELECT pg_database_size(current_database())")).await?;
         session.commit().await?;
         let taken = rows.first().map_or(Ok(0), |row| count(row, 0))?;
-        // The server's disk is not visible from here.
+        // clerk-sync cannot see the server's disk.
         Ok(Space { taken, free: None })
     }
 
@@ -553,7 +553,7 @@ fn beginning(schema: &str, purpose: Purpose) -> String {
 
 /// A connection in a transaction.
 struct Session {
-    /// Taken at the end of the transaction. If it is still here when the session is dropped, the transaction was abandoned,
+    /// Taken at the end of the transaction. If it is still set when the session is dropped, the transaction was abandoned,
     /// perhaps in the middle of a statement.
     connection: Option<PoolConnection<Pg>>,
     kinds: Kinds,
@@ -647,13 +647,13 @@ impl Session {
         self.ended(before, executed.map_err(store_error)).map(|done| done.rows_affected())
     }
 
-    /// A statement begins. Until it ends, a dropped session is in the middle of it.
+    /// Note that a statement begins. Until it ends, a dropped session is in the middle of it.
     fn begins(&mut self) -> bool {
         std::mem::replace(&mut self.unfit, true)
     }
 
-    /// The statement has ended. An error of kind `Unavailable` makes the connection unfit. That includes a read-only session,
-    /// because another session may be writable.
+    /// Note that the statement has ended. An error of kind `Unavailable` makes the connection unfit. That includes a
+    /// read-only session, because another session may be writable.
     fn ended<T>(&mut self, unfit_before: bool, result: Result<T>) -> Result<T> {
         let let_down = result.as_ref().is_err_and(|error| error.kind == ErrorKind::Unavailable);
         self.unfit = unfit_before || let_down;

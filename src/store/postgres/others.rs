@@ -1,9 +1,9 @@
 //! Notifying other processes about new work, and receiving their notifications: NOTIFY and LISTEN.
 //!
-//! A notification is sent after the commit, in its own transaction and at most twice a second, because a NOTIFY inside a
-//! transaction makes all commits of the database wait for each other. If a process dies before it notifies, the others find its
-//! work when they next poll. Listening requires a session that no other client shares: a pooler would deliver the notifications
-//! to another client.
+//! A notification is sent after the commit, in its own transaction and at most twice a second. A NOTIFY inside a
+//! transaction would make all commits of the database wait for each other. If a process dies before it notifies, the
+//! others find its work when they next poll. Listening requires a session that no other client shares: a pooler would
+//! deliver the notifications to another client.
 //!
 //! The same task closes idle connections.
 
@@ -37,8 +37,9 @@ const REST: Duration = Duration::from_millis(500);
 /// How long sending a notification may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The server adds a connection's activity to its statistics one second after the last time, or otherwise ten seconds later. A
-/// monitor that uses these statistics to suspend an idle database must not see activity long after it happened.
+/// At the end of a transaction, the server adds the connection's activity to its statistics, unless it did so less than a
+/// second ago. In that case it does so up to ten seconds later. A monitor that uses these statistics to suspend an idle
+/// database must not see activity long after it happened.
 const SETTLED: Duration = Duration::from_millis(1200);
 
 /// The time without a transaction after which the process counts as idle.
@@ -80,20 +81,20 @@ impl Others {
         }
     }
 
-    /// A transaction has ended.
+    /// Note that a transaction has ended.
     pub(super) fn used(&self) {
         self.transactions.fetch_add(1, Ordering::Relaxed);
         self.used.notify_one();
     }
 
-    /// New work was committed.
+    /// Note that new work was committed.
     pub(super) fn left_work(&self) {
         self.untold.store(true, Ordering::Relaxed);
         self.tell.notify_one();
         self.bell.notify_one();
     }
 
-    /// Notify other processes and close idle connections, for as long as this is polled.
+    /// Notify other processes and close idle connections, for as long as this future is polled.
     pub(super) async fn attend(&self) {
         let telling = async {
             loop {

@@ -25,8 +25,8 @@ const UNMOVED: &str = "CS001";
 /// that another session holds. It excludes errors that a function raises.
 const PASSING: &str = "(left(state, 2) IN ('40', '53', '57') OR state = '55P03') AND split_part(place, chr(10), 1) NOT LIKE '%RAISE'";
 
-/// The condition for errors that are clerk-sync's or the server's fault in clerk-sync's own statement, but the application's
-/// fault in its code.
+/// The condition for errors that are the fault of clerk-sync or the server if clerk-sync's own statement raises them, and
+/// the application's fault if its code raises them.
 const OURS: &str = "left(state, 2) IN ('08', '25', '28', '42', '58', 'F0', 'XX')";
 
 /// Whether row `u` holds the anonymised values in these fields: conditions that each begin with `AND`.
@@ -43,7 +43,8 @@ fn holds(fields: impl Iterator<Item = Field>) -> String {
     fields.map(holds).collect()
 }
 
-/// Whether row `u` identifies nobody, by the same rule as [`Object::is_anonymized`](crate::model::Object::is_anonymized).
+/// Whether row `u` no longer identifies anyone, by the same rule as
+/// [`Object::is_anonymized`](crate::model::Object::is_anonymized).
 fn anonymous(entity: &'static Entity) -> String {
     let telling = holds(entity.telling());
     format!("coalesce(u.deleted_at IS NOT NULL{telling}, false)")

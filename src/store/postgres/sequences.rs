@@ -47,7 +47,7 @@ impl Sequences {
                 session.run("COMMIT").await?;
                 session.run(&self.begin).await?;
                 Err(match left.into_iter().find(|left| left.table == table) {
-                    // It was advanced, now or shortly before.
+                    // The sequence was advanced, now or shortly before.
                     None => StoreError::new(ErrorKind::Raced),
                     Some(left) => {
                         StoreError { place: Some(format!("{}: {}", left.found(), left.remedy())), ..error }

@@ -1,10 +1,11 @@
 //! Whether a session of the server is exclusive to clerk-sync, so that statements can stay prepared in it.
 //!
-//! A pooler hands one session to many clients, and would mix up their statements. An address translation, as of a container or
-//! a Kubernetes service, does not. Either of two signs shows that no other client shares a session. The first: the server sees
-//! the same two addresses of the connection as clerk-sync. The second: the session has clerk-sync's mark. Then clerk-sync's own
-//! start-up packet began it, because no pooler passes on a setting that it does not know. The session of each transaction is
-//! identified when the transaction begins, without an extra round trip. If one connection changes, the others are not affected.
+//! A pooler hands one session to many clients, and would mix up their statements. Address translation, such as that of a
+//! container or a Kubernetes service, does not. Either of two signs shows that no other client shares a session. The
+//! first: the server sees the same two addresses of the connection as clerk-sync. The second: the session has
+//! clerk-sync's mark. Then clerk-sync's own start-up packet began it, because no pooler passes on a setting that it does
+//! not know. The session of each transaction is identified when the transaction begins, without an extra round trip. If
+//! one connection changes, the others are not affected.
 
 use std::{
     collections::HashMap,
@@ -88,13 +89,13 @@ impl Sessions {
         Ok(())
     }
 
-    /// A transaction was opened in this time.
+    /// Note that a transaction was opened in this time.
     pub(super) fn took(&self, time: Duration) {
         self.quickest.fetch_min(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.answered();
     }
 
-    /// The server answered.
+    /// Note that the server answered.
     pub(super) fn answered(&self) {
         self.last.store(self.now(), Ordering::Relaxed);
     }

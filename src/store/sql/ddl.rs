@@ -65,7 +65,7 @@ pub fn add_column(entity: &'static Entity, name: &str, dialect: Dialect) -> Opti
     Some(Statement::made(sql).sql(dialect).to_string())
 }
 
-/// The same SQL as a migration file has it, with braces around what is known only when it is applied.
+/// The same SQL as a migration file has it, with braces around the parts that are known only when it is applied.
 pub fn in_a_migration(sql: &str, dialect: Dialect) -> String {
     sql.replace(mysql::render::collation(dialect), "{bin}")
 }

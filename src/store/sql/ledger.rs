@@ -196,7 +196,7 @@ impl<S: SqlSession + ?Sized> Ledger for S {
     }
 
     async fn hold(&mut self, ids: &[ClerkId]) -> Result<HashMap<ClerkId, Register>> {
-        // Older than any event.
+        // A blank register is older than any event.
         self.execute(&BLANK_REGISTERS, values![ids_of(ids), i64::MIN]).await?;
         let found = self.registers(ids).await?;
         if found.len() == ids.len() { Ok(found) } else { Err(self.fail(StoreError::new(ErrorKind::Raced))) }

@@ -1,8 +1,8 @@
-//! What all SQL databases share: each operation of the contract, and its statement, is written once here.
+//! The part that all SQL databases share: each operation of the contract, and its statement, is written once.
 //!
 //! A SQL backend implements [`Database`](super::Database), [`Session`], [`SqlDatabase`] and [`SqlSession`]. It opens
-//! transactions and runs statements in its dialect. It writes by hand only what its database does better than others, or in its
-//! own way. All other operations follow from that.
+//! transactions and runs statements in its dialect. It writes by hand only the operations that its database does better
+//! than others, or differently. All other operations are derived from these.
 
 mod batch;
 pub mod ddl;
@@ -135,11 +135,11 @@ pub trait SqlSession: Session {
     /// Mark the transaction as failed for this reason, because it did not write what was requested. It cannot be committed.
     fn fail(&mut self, reason: StoreError) -> StoreError;
 
-    /// This transaction writes new work. Other processes are notified after the commit.
+    /// Note that this transaction writes new work. Other processes are notified after the commit.
     fn leaves_work(&mut self);
 
-    /// This transaction removes personal data. After the commit no file of the database contains it, where clerk-sync can
-    /// ensure that.
+    /// Note that this transaction removes personal data. After the commit no file of the database contains it, where
+    /// clerk-sync can ensure that.
     fn removed_personal_data(&mut self);
 }
 

@@ -1,5 +1,5 @@
-//! The outbox, and what is recorded about sinks: which are paused, their addresses, their addresses when they were notified
-//! about a user, and how they find that user again.
+//! The outbox, and the records about sinks: which sinks are paused, their addresses, the addresses at which they were
+//! notified about a user, and their references for that user.
 //!
 //! Among the pending messages of one user and sink, only the oldest has a due time. So one search finds what is due, however
 //! many messages wait behind it, and no message overtakes another. Every transaction that adds or removes a message holds the
@@ -296,8 +296,8 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
                 }
             }
             keep_addresses(&mut *session, sink, &new).await?;
-            // Their users were erased while a worker that died was delivering them. The deletions that wait behind them become
-            // due.
+            // The users of these messages were erased while a worker that died was delivering them. The deletions that
+            // wait behind them become due.
             session.execute(&REMOVE, values![batch(&emptied).int(|id: &i64| *id)]).await?;
             session.execute(&PROMOTE, values![pairs(&freed), lease.now]).await?;
             session.commit().await?;

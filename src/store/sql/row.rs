@@ -106,7 +106,7 @@ impl Readable for String {
                 let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(sqlite::explain)?;
                 Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
             }
-            // A surrogate that another program wrote must not break a page.
+            // A lone surrogate that another program wrote must not break a page.
             RowCells::Mysql(row) => {
                 let bytes: Option<Vec<u8>> = row.try_get_unchecked(column).map_err(mysql::explain)?;
                 Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))

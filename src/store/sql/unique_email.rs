@@ -37,7 +37,7 @@ statements! {
     DROP = "DROP INDEX users_unique_email{mysql  ON users}";
 }
 
-/// Whether the index exists exactly if it is wanted.
+/// Whether the index exists if it is wanted, and only then.
 pub(in crate::store) async fn is_settled(
     database: &(impl SqlDatabase + ?Sized),
     wanted: bool,

@@ -65,8 +65,9 @@ fn primary(code: i32) -> i32 {
     code & 0xff
 }
 
-/// The meaning of a common code, or otherwise the names in a message. Only three kinds of messages consist of names alone, for
-/// example `UNIQUE constraint failed: users.clerk_id`. The text that a trigger raises can be anything, even an email address.
+/// The meaning of a common code, or otherwise the names in a message. Only three kinds of messages consist of names
+/// alone, for example `UNIQUE constraint failed: users.clerk_id`. The text that a trigger raises can be anything, even an
+/// e-mail address.
 fn place(error: &Error, code: Option<i32>) -> Option<String> {
     let meaning = match code.map(primary) {
         Some(BUSY) => Some("another process has locked it"),

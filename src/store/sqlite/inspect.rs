@@ -1,4 +1,4 @@
-//! Inspecting the file, for people. Nothing is written.
+//! Inspects the file for the operator. Nothing is written.
 
 use serde::de::DeserializeOwned;
 use sqlx::SqliteConnection;

@@ -4,8 +4,8 @@
 //! overwritten (`secure_delete`) and also leaves the write-ahead log. The file can be shared, because no lock outlasts a
 //! transaction.
 //!
-//! One thing it cannot guarantee: when SQLite moves a row to another page, it sometimes leaves a copy in the unused part of the
-//! old one, which `secure_delete` does not know. No statement can read that copy; only `VACUUM` removes it.
+//! There is one exception. When SQLite moves a row to another page, it sometimes leaves a copy in the unused part of the
+//! old page, which `secure_delete` does not overwrite. No statement can read that copy; only `VACUUM` removes it.
 //!
 //! Every write uses `BEGIN IMMEDIATE`, so what a transaction reads cannot change before it commits: the database's single write
 //! lock is the lock on every register. Once the file is open, clerk-sync never creates it again. A file that was moved or
@@ -195,7 +195,7 @@ impl Database for Sqlite {
         }
         drop(reader);
         unique_email::settle(self, self.unique_email).await?;
-        // Only now, because the application adds its columns to existing tables.
+        // After the migrations, because the application can add its columns only to existing tables.
         migrations::check_anonymize_columns(&mut *self.read().await?, &self.anonymize_columns).await?;
         Ok(applied)
     }

@@ -1,7 +1,7 @@
 //! Whether the system allows writing: to the file, to its logs, and to its directory, where SQLite creates them.
 //!
-//! SQLite notices late, and only reports a number. So clerk-sync asks the system first. Its message names every place that
-//! blocks it, the user that it runs as, and the command that fixes it.
+//! SQLite notices late, and only reports a number. So clerk-sync asks the system first. clerk-sync's message names every
+//! place that blocks access, the user that clerk-sync runs as, and the command that fixes the problem.
 
 use std::{
     fs,
@@ -57,7 +57,7 @@ fn is_refused(place: &Path, access: Access) -> Option<Errno> {
     [Errno::ACCESS, Errno::PERM, Errno::ROFS].contains(&error).then_some(error)
 }
 
-/// Such a directory may be another user's home, so the message does not suggest changing its owner.
+/// The error for a closed parent directory. It may be another user's home, so the message does not suggest changing its owner.
 fn closed_above(folder: &Path) -> StoreError {
     let (us, folder) = (geteuid().as_raw(), folder.display());
     StoreError::schema(format!(

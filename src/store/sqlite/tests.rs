@@ -726,11 +726,11 @@ async fn a_file_that_is_gone_or_cannot_be_opened_is_unavailable() {
     );
     let nowhere = Options { path: world.folder.path().join("no/where.db"), ..options(&world.folder, &[]) };
     let error = Sqlite::open(nowhere).await.map(|_| ()).expect_err("no folder");
-    assert_eq!(error.kind, ErrorKind::Schema, "nobody will make it");
+    assert_eq!(error.kind, ErrorKind::Schema, "the directory is not created");
     assert!(error.to_string().contains("there is no directory"), "{error}");
     let folder = Options { path: world.folder.path().to_owned(), ..options(&world.folder, &[]) };
     let error = Sqlite::open(folder).await.map(|_| ()).expect_err("a folder");
-    assert_eq!(error.kind, ErrorKind::Schema, "it will never be a file");
+    assert_eq!(error.kind, ErrorKind::Schema, "it cannot become a file");
 }
 
 #[tokio::test]

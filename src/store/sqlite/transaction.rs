@@ -1,6 +1,6 @@
 //! One transaction with explicit control, and how statements run in it.
 //!
-//! It never returns its connection to the pool while a transaction is open on it. If it is dropped before its end, for example
+//! A transaction never returns its connection to the pool while it is open. If it is dropped before its end, for example
 //! because its task was cancelled, it closes the connection, and SQLite rolls back.
 
 use std::{
@@ -233,7 +233,7 @@ impl Session for SqliteSession {
             Ok(connection) => control(connection, "COMMIT").await,
             Err(error) => Err(error),
         };
-        // A deferred foreign key refuses here, and leaves the transaction open.
+        // A deferred foreign key fails here, and leaves the transaction open.
         if let Err(error) = committed {
             self.rollback().await;
             return Err(error);

@@ -1,8 +1,8 @@
 //! Mapping of the application's columns to clerk-sync's columns.
 //!
-//! Names are compared without case and underscores: `clerkId` and `clerk_id` are the same. A column is read by itself
-//! only if its name is unambiguous. A column whose name is merely similar is reported, and read only if the operator
-//! asks for it.
+//! Names are compared without regard to case and underscores: `clerkId` and `clerk_id` are the same. Without an option, a
+//! column is read only if its name is unambiguous. A column whose name is merely similar is reported, and read only if
+//! the operator asks for it.
 
 use std::collections::BTreeSet;
 
@@ -179,7 +179,7 @@ fn id_column(table: &ForeignTable, wish: &Wish) -> Result<String> {
     }
 }
 
-/// Whether the name of a column says that its ids refer to other users than the row's own.
+/// Whether a column's name suggests that its ids are those of other users, not of the row's own user.
 fn refers_to_others(name: &str) -> bool {
     const OTHERS: [&str; 12] = [
         "owner", "invit", "refer", "author", "creat", "manag", "parent", "assign", "approv", "updated",

@@ -9,13 +9,13 @@ use crate::store::ForeignRow;
 /// A column that may mark a user as deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
-    /// A value here, such as a time or yes, means that the user is deleted.
+    /// A value here, such as a time or "yes", means that the user is deleted.
     Deleted,
     /// A value here means that the user is deactivated, and perhaps deleted.
     PutAside,
-    /// A no here means that the user is deactivated, and perhaps deleted.
+    /// A "no" here means that the user is deactivated, and perhaps deleted.
     Active,
-    /// A status word here tells whether the user is deleted.
+    /// A status word here says whether the user is deleted.
     Status,
 }
 
@@ -146,7 +146,7 @@ pub(super) fn said<'a>(
     perhaps
 }
 
-/// Whether the value means yes. A time in the future does not: some tables use one for "never". One day of tolerance
+/// Whether the value means "yes". A time in the future does not: some tables use one for "never". One day of tolerance
 /// allows for different time zones.
 fn is_set(json: &Json, now: DateTime<Utc>) -> bool {
     if let Some(truth) = truth(json) {

@@ -70,14 +70,14 @@ pub struct Tally {
     pub marks: Vec<String>,
     /// Columns whose times have no zone, and the zone in which they are read.
     pub zoneless: Option<(BTreeSet<String>, String)>,
-    /// Whether a row security policy of the database hides rows from clerk-sync.
+    /// Whether a row level security policy of the database hides rows from clerk-sync.
     pub hides_rows: bool,
     pub copied: u64,
     /// Users that clerk-sync already knew; they are left as they are.
     pub already_here: u64,
     /// Users that the table marks as deleted; each gets a tombstone.
     pub buried: Named,
-    /// Users that the table marks as deleted, but that are alive here.
+    /// Users that the table marks as deleted, but that are live in clerk-sync's table.
     pub standing: Named,
     /// Users that were left out, by reason.
     pub left_out: BTreeMap<String, Named>,
@@ -222,7 +222,7 @@ fn delivery(
     Some(Delivery::without_webhook(clerk_id, Source::Cli, updated_at.unwrap_or(now), now, content))
 }
 
-/// The news of a user who is not deleted.
+/// The change that adopts a user who is not deleted.
 fn as_it_stands(row: &ForeignRow, columns: &Columns, reader: &mut Reader, now: DateTime<Utc>) -> News {
     let mut patch = Patch::default();
     for (column, ours) in &columns.read {
@@ -290,7 +290,7 @@ async fn take_over(
     Ok(())
 }
 
-/// An option that the operator gave cannot be used.
+/// The error for an option that cannot be used.
 fn mistake(text: String) -> StoreError {
     StoreError::schema(text)
 }

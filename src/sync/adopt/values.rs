@@ -29,7 +29,7 @@ pub(super) fn is_clerks(id: &str) -> bool {
 /// Reads values, and remembers which columns have times without a zone.
 pub(super) struct Reader {
     zone: Tz,
-    /// The columns with such times.
+    /// The columns with times that have no zone.
     pub(super) zoneless: BTreeSet<String>,
 }
 
@@ -67,8 +67,8 @@ impl Reader {
                 if !self.zoneless.contains(column) {
                     self.zoneless.insert(column.to_owned());
                 }
-                // When clocks go back, take the first of the two times. A time that clocks skip exists in no zone and
-                // is read as UTC.
+                // When clocks go back, take the first of the two times. A local time that the clocks skip does not exist,
+                // and is read as UTC.
                 self.zone
                     .from_local_datetime(&at)
                     .earliest()
@@ -84,7 +84,7 @@ pub(super) enum Time {
     WithoutZone(NaiveDateTime),
 }
 
-/// Read RFC 3339, a database's format without a zone, or unix time in seconds, milliseconds or microseconds.
+/// Read RFC 3339, a database's format without a zone, or Unix time in seconds, milliseconds or microseconds.
 pub(super) fn time(json: &Json) -> Option<Time> {
     let text = match json {
         Json::Number(number) => number.to_string(),
@@ -123,7 +123,7 @@ fn unix(number: f64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_millis(milliseconds.round() as i64)
 }
 
-/// Read a yes or no in any of the usual spellings.
+/// Read a "yes" or "no" in any of the usual spellings.
 pub(super) fn truth(json: &Json) -> Option<bool> {
     match json {
         Json::Bool(truth) => Some(*truth),

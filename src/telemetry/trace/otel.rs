@@ -29,7 +29,7 @@ use crate::http_client::{self, beginning};
 /// The time limit of an export, unless `OTEL_EXPORTER_OTLP_TIMEOUT` sets another.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most bytes read from a collector's answer.
+/// The maximum number of bytes read from a collector's answer.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();

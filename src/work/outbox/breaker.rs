@@ -180,7 +180,7 @@ mod tests {
         let breaker = open(now);
         Breaker::enter(&breaker, now + LONG).expect("a probe").answered();
         assert!(!Breaker::enter(&breaker, now + LONG).expect("closed").is_probe());
-        // It takes five failures again.
+        // The breaker needs five failures to open again.
         fail(&breaker, now + LONG);
         assert!(Breaker::enter(&breaker, now + LONG).is_some());
     }

@@ -24,11 +24,11 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// The record of a message that ended like this.
+    /// The record for a message whose delivery ended like this.
     fn of<'m>(&'m self, message: &'m Claimed) -> Finished<'m> {
         let (state, attempts, next_attempt_at, error) = match self {
             Self::Delivered => (MessageState::Delivered, message.attempts + 1, None, None),
-            // It goes before all messages that became due later.
+            // The message goes before all messages that became due later.
             Self::Untried => (MessageState::Pending, message.attempts, Some(message.created_at), None),
             Self::Again { attempts, at, error } => {
                 (MessageState::Pending, *attempts, Some(*at), Some(error.as_str()))

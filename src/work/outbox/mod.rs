@@ -64,18 +64,18 @@ const _: () =
 /// The longest pause that a sink can ask for.
 const LONGEST_HOLD: Duration = Duration::from_hours(1);
 
-/// While a sink is down, attempts do not count, except for messages older than this: a message that itself brings the sink down
-/// must not block its user's other messages permanently.
+/// While a sink is down, attempts do not count, except for messages older than this. A message that itself brings the
+/// sink down must not block its user's other messages permanently.
 const DOWN_FOR: TimeDelta = TimeDelta::days(1);
 
-/// The most concurrent transactions of all dispatchers, so that webhooks always have connections left.
+/// The maximum number of concurrent transactions of all dispatchers, so that webhooks always have connections left.
 const DESKS: usize = 2;
 
 /// How long a worker continues with one portion. If the process dies, the portion's deliveries without a recorded result are
 /// repeated.
 const PORTION_TIME: Duration = Duration::from_millis(100);
 
-/// The most messages that a worker claims at once.
+/// The maximum number of messages that a worker claims at once.
 const LARGEST_PORTION: usize = 64;
 
 /// Waits between attempts to record how a delivery ended.
@@ -105,7 +105,7 @@ pub struct Destination {
 pub struct DeliverySettings {
     /// The time limit for handing over one message; more than 25 s counts as 25 s.
     pub timeout: Duration,
-    /// Concurrent deliveries, each of a different user.
+    /// Concurrent deliveries, each for a different user.
     pub concurrency: usize,
     /// Messages per second.
     pub rate: Option<NonZeroU32>,
@@ -267,8 +267,8 @@ impl Dispatcher {
         self.pointed.get_or_try_init(pointing).await.copied()
     }
 
-    /// For a deletion that was taken here: whether the sink also received the user at another address. The deletion then stays
-    /// open.
+    /// For a deletion that the sink took at its current address: whether the sink also received the user at another
+    /// address. The deletion then stays open.
     async fn is_elsewhere(&self, claimed: &Claimed) -> bool {
         let erased_here = format!("-{}", self.destination.address);
         let mut places = self.other_places(claimed);
@@ -293,7 +293,7 @@ impl Dispatcher {
         places.filter(|place| place.trim_start_matches('-') != self.destination.address).collect()
     }
 
-    /// Hand over a message within a span of its trace, except a deletion that was taken here before.
+    /// Hand over a message within a span of its trace, except a deletion that the sink's current address took before.
     async fn deliver(&self, claimed: &Claimed) -> Result<(), Refusal> {
         let Claimed { message_id, kind, trace, attempts, addresses, .. } = claimed;
         let erased_here = format!("-{}", self.destination.address);
@@ -463,7 +463,7 @@ impl Dispatcher {
             let mut ending = self.ending(&message, result, &pass, (self.clock)());
             if ending == Ending::Delivered && self.is_elsewhere(&message).await {
                 let attempts = message.attempts + 1;
-                // Only an operator changes that, and the message is due immediately then.
+                // Only an operator can resolve this, which makes the message due immediately.
                 let at = self.retry.always_after(attempts.max(30), &message.message_id, (self.clock)());
                 ending = Ending::Again { attempts, at, error: ELSEWHERE.to_owned() };
             }
@@ -508,11 +508,11 @@ impl Dispatcher {
             }
             Ending::Untried => return,
             Ending::Again { attempts, error, .. } => {
-                tracing::info!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken and will be retried");
+                tracing::info!(sink, id, %clerk_id, %kind, attempts, error, "a message was not accepted and will be retried");
                 "again"
             }
             Ending::Dead { attempts, error } => {
-                tracing::warn!(sink, id, %clerk_id, %kind, attempts, error, "a message was not taken and is now dead");
+                tracing::warn!(sink, id, %clerk_id, %kind, attempts, error, "a message was not accepted and is now dead");
                 "dead"
             }
         };
@@ -534,7 +534,7 @@ impl Task for Dispatcher {
         {
             drop(pass);
             let wait = not_until.wait_time_from(limiter.clock().now());
-            // Only a short wait, because shutdown waits for it.
+            // Wait only briefly, because shutdown waits for this.
             sleep(wait.min(Duration::from_secs(1))).await;
             return Ok(Turn::More);
         }

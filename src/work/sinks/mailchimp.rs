@@ -1,17 +1,17 @@
 //! Mailchimp: keeps a contact in an audience for every user that has an e-mail address, and deletes it permanently when the user
 //! is erased.
 //!
-//! Mailchimp identifies contacts by address. At an erasure we no longer know the address, nor the previous one after a change. So
-//! we remember the contact's own id: `contact_id`, which survives a change of address and reveals nothing about a person. Before
-//! Mailchimp creates a contact, this id does not exist yet. Until then we remember the MD5 of the address, by which Mailchimp can
-//! also find the contact, so a crash between Mailchimp's answer and our next write cannot lose it. The order is always: remember
-//! first, then act.
+//! Mailchimp identifies contacts by address. At an erasure we no longer know the address, nor the previous one after a
+//! change. So we remember the contact's own id: `contact_id`, which survives a change of address and reveals nothing
+//! about a person. Before Mailchimp creates a contact, this id does not exist yet. Until then we remember the MD5 of the
+//! address, by which Mailchimp can also find the contact. A crash between Mailchimp's answer and our next write therefore
+//! cannot lose the contact. The order is always: remember first, then act.
 //!
-//! A contact cannot move to an address that already has one. Then the user gets the contact of the new address and leaves the old
-//! one. The old one is archived, which can be undone. It is not deleted permanently, because that blocks its address for all
-//! users. So a user may have several contacts, and all of them are remembered for the erasure (module `contacts`). A contact
-//! whose address now belongs to another user goes to that user, and a contact that existed before its user came loses our data
-//! but stays.
+//! A contact cannot move to an address that already has one. Then the user gets the contact of the new address and leaves
+//! the old one. The old one is archived, which can be undone. It is not deleted permanently, because that blocks its
+//! address for all users. So a user may have several contacts, and all of them are remembered for the erasure (module
+//! `contacts`). A contact whose address now belongs to another user goes to that user. A contact that existed before its
+//! user was added loses clerk-sync's data but stays.
 //!
 //! The merge field of a contact names the user that it belongs to. If it names another user, clerk-sync's own table decides: a
 //! user that does not have the address there, or is about to be erased, takes no contact from another user.

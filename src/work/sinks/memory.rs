@@ -13,7 +13,7 @@ use crate::{
     store::{RowFilter, Store, StoreError},
 };
 
-/// More users than ever share one address.
+/// An upper bound for the number of users that share one address.
 const MOST_HOLDERS: u32 = 16;
 
 /// The reference that one sink keeps for one user, until that user's deletion is delivered.

@@ -24,7 +24,7 @@ use crate::{
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// The most bytes read from an answer.
+/// The maximum number of bytes read from an answer.
 const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// The longest accepted `Retry-After`.
@@ -48,7 +48,7 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// Sends nothing yet.
+    /// Create the client. Nothing is sent yet.
     ///
     /// # Errors
     /// If the HTTP client cannot be created.

@@ -3,7 +3,7 @@
 //! We remember them as a list with the present contact first. Each has a mark:
 //!
 //! - none: the contact is the user's own;
-//! - `+status`: it existed before the user came, and had that status;
+//! - `+status`: it existed before the user was added, and had that status;
 //! - `-status`: it had that status, and must be archived;
 //! - `=status`: it had that status, and has been left (archived, unless it gets no mail anyway).
 //!
@@ -38,11 +38,11 @@ struct Known {
 #[derive(Clone, PartialEq, Eq)]
 enum Mark {
     Own,
-    /// It existed before with this status, and belonged to no user.
+    /// The contact existed before with this status, and belonged to no user.
     Found(String),
-    /// It had this status, and must be archived.
+    /// The contact had this status, and must be archived.
     Leaving(String),
-    /// It had this status when the user left it.
+    /// The contact had this status when the user left it.
     Left(String),
 }
 
