@@ -735,7 +735,7 @@ fn objects_of_every_kind_have_pages_that_lead_to_each_other(host: &mut Host) {
     applied(&service, &event("organization.deleted", gone));
     let page = browser.see("/organizations/org_1");
     assert!(page.contains("There is no row: the organization is deleted."), "{page}");
-    assert!(page.contains("<dt>Deleted for good</dt><dd>yes</dd>"), "{page}");
+    assert!(page.contains("<dt>Deleted permanently</dt><dd>yes</dd>"), "{page}");
     assert!(!page.contains("orgmem_1"), "the membership was deleted with its organization: {page}");
     let page = browser.see("/organization_memberships/orgmem_1");
     assert!(page.contains("There is no row: the membership is deleted."), "{page}");

@@ -424,7 +424,7 @@ fn a_database_of_a_newer_version_is_found(host: &mut Host) {
     let report = doctor(host, &[]);
     assert_eq!(report.code, 78, "{report:#?}");
     let remedy = report.remedy("migrations", "fail", "the database has migration 99");
-    assert_eq!(remedy, "run a newer one");
+    assert_eq!(remedy, "run a newer version");
     report.only_fails(&["migrations"]);
 }
 
@@ -859,7 +859,7 @@ fn a_sequence_left_behind_that_is_not_ours_to_set_is_named_with_the_statement_th
     let report = doctor(&host, &[]);
     let remedy =
         report.remedy("sequences", "fail", "users_id_seq is behind the rows of users, which go up to 50");
-    let statement = remedy.split(';').next().unwrap();
+    let statement = remedy.strip_prefix("run ").unwrap().split(';').next().unwrap();
     host.set("DATABASE_URL", &owners);
     host.sql(statement);
     host.set("DATABASE_URL", url.as_str());
