@@ -2,13 +2,14 @@
 #
 #   docker build -t clerk-sync --build-arg REVISION="$(git rev-parse HEAD)" .
 #
-# The versions of the toolchain, of cargo-chef and (by Cargo.lock) of every crate are fixed. For reproducible layers also name
+# The versions of the toolchain, of its two additions and (by Cargo.lock) of every crate are fixed. The binary holds the list of
+# its crates: `cargo audit bin` and image scanners read it. For reproducible layers also name
 # the two base images by digest, and set the time of the commit:
 #
 #   docker buildx build -t clerk-sync --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" \
 #     --output type=docker,rewrite-timestamp=true .
 FROM rust:1.95-bookworm AS chef
-RUN cargo install cargo-chef --version 0.1.73 --locked
+RUN cargo install cargo-chef --version 0.1.73 --locked && cargo install cargo-auditable --version 0.7.7 --locked
 WORKDIR /build
 
 # Computes the list of dependencies, without clerk-sync's own sources.
@@ -23,7 +24,7 @@ ARG FEATURES="otel,sentry"
 COPY --from=recipe /build/recipe.json .
 RUN cargo chef cook --profile dist --locked --bin clerk-sync --features "$FEATURES" --recipe-path recipe.json
 COPY . .
-RUN cargo build --profile dist --locked --bin clerk-sync --features "$FEATURES" && install -d -o 10001 -g 10001 /image/data
+RUN cargo auditable build --profile dist --locked --bin clerk-sync --features "$FEATURES" && install -d -o 10001 -g 10001 /image/data
 
 FROM debian:bookworm-slim
 # The binary has its own root certificates for PostgreSQL; requests to Clerk use the system's.
@@ -45,7 +46,7 @@ ENTRYPOINT ["/usr/local/bin/clerk-sync"]
 CMD ["serve"]
 
 # These are last because they change with every commit.
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="clerk-sync" \
       org.opencontainers.image.description="Keeps a database in step with Clerk: verified webhooks, applied exactly once and in the right order." \

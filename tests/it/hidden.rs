@@ -174,7 +174,7 @@ fn a_rule_parks_what_it_refuses_and_doctor_names_it() {
     assert_eq!(service.post(&leave("user_1")).word(), "applied", "a deletion inserts no row");
     let report = crate::doctor::doctor(&host, &[]);
     let remedy = report.remedy("rules", "fail", &format!("rule copy on {}.users", host.schema)).to_owned();
-    let (statement, _) = remedy.split_once(" A trigger").unwrap();
+    let (statement, _) = remedy.split_once(" Use a trigger").unwrap();
     host.sql(statement);
     assert_eq!(crate::doctor::doctor(&host, &[]).status("rules"), "ok");
     eventually("applied", || {

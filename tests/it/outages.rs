@@ -667,12 +667,13 @@ fn open_to_everybody(host: &Host) {
 fn turns_of_an_update(host: &Host, proxy: &Proxy) -> usize {
     let service = host.serve();
     let turns = (0..20).map(|number| {
-        // Wait until the writes that follow an answer are complete.
-        thread::sleep(Duration::from_millis(100));
         let before = proxy.turns();
         let update = user("user.updated", "user_1", milliseconds(), &format!("Ada {number}"));
         assert_eq!(service.post(&post(&update)).word(), "applied");
-        proxy.turns() - before
+        // Wait until the writes that follow an answer are complete. One of the turns is the driver's test of the connection, which
+        // returns to the pool at the time of the answer.
+        thread::sleep(Duration::from_millis(100));
+        proxy.turns() - before - 1
     });
     let least = turns.min().expect("some");
     service.stop();
@@ -694,8 +695,7 @@ fn a_webhook_waits_for_a_database_far_away_twice() {
     let proxy = Proxy::to(host.postgres_address(), Mode::Pass, Duration::from_millis(2));
     host.reach_server_at(proxy.address);
     let turns = turns_of_an_update(&host, &proxy);
-    // When a connection is returned to the pool, the driver tests it, at the time of the answer.
-    assert!(turns <= 3, "{turns}");
+    assert!(turns <= 2, "{turns}");
 }
 
 #[test]
