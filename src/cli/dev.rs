@@ -353,7 +353,7 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
             (before, after) if before == after => say!("       nothing changed\n"),
             (before, Some(after)) => say!("{}", changes(before.as_ref(), after)),
             (_, None) => {
-                say!("       the row is gone; a tombstone remains, and later events cannot restore her\n")
+                say!("       the row is gone; a tombstone remains, and later events cannot restore her\n");
             }
         }
         row = after;

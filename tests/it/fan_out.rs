@@ -268,7 +268,7 @@ fn assert_told(name: &str, heard: &[Heard], lives: &HashMap<String, usize>) {
             match ids.iter().position(|id| *id == heard.id) {
                 // A repeat arrives before the user's next message.
                 Some(place) => {
-                    assert_eq!(place + 1, ids.len(), "{name}: messages about {user} are out of order")
+                    assert_eq!(place + 1, ids.len(), "{name}: messages about {user} are out of order");
                 }
                 None => ids.push(&heard.id),
             }
