@@ -68,7 +68,10 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
             // Of several possible owners, the object belongs to the first.
             Some(_) if field.is_optional && has_owner => Value::Null,
             Some(parent) => id(parent).into(),
-            None => serde_json::from_str(said).unwrap_or_default(),
+            None => match entity.follows.iter().find(|other| field.name() == format!("{}_id", other.kind)) {
+                Some(other) => id(other).into(),
+                None => serde_json::from_str(said).unwrap_or_default(),
+            },
         };
         has_owner |= field.is_optional;
         let path = match field.place {
@@ -81,9 +84,25 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
             *place = value;
         }
     }
+    if let (Some(status), true) = (status_in(event_type), entity.named("status").is_some()) {
+        data["status"] = status.into();
+    }
     data["created_at"] = milliseconds(created).into();
     data["updated_at"] = milliseconds(at).into();
     data
+}
+
+/// The status that a type names, in the form of the objects: `past_due` for `subscriptionItem.pastDue`.
+fn status_in(event_type: &str) -> Option<String> {
+    let (_, verb) = event_type.split_once('.')?;
+    if matches!(verb, "created" | "updated" | "deleted" | "freeTrialEnding") {
+        return None;
+    }
+    let lower = |letter: char| {
+        let before = letter.is_ascii_uppercase().then_some('_');
+        before.into_iter().chain([letter.to_ascii_lowercase()])
+    };
+    Some(verb.chars().flat_map(lower).collect())
 }
 
 /// A shell command that posts a body with a fresh signature.
@@ -172,6 +191,24 @@ mod tests {
             assert_eq!(json["type"], event_type);
         }
         assert!(body("user.renamed", "user_1", DateTime::UNIX_EPOCH).is_none());
+    }
+
+    #[test]
+    fn a_type_that_names_a_status_shows_it_and_an_item_shows_the_plan_of_the_same_user() {
+        let data = |event_type: &str| -> Value {
+            let body = body(event_type, "user_1", DateTime::UNIX_EPOCH).expect("a sample");
+            serde_json::from_str::<Value>(&body).expect("JSON")["data"].clone()
+        };
+        for (event_type, status) in [
+            ("subscriptionItem.pastDue", "past_due"),
+            ("subscriptionItem.ended", "ended"),
+            ("subscriptionItem.freeTrialEnding", "active"),
+            ("organizationInvitation.revoked", "revoked"),
+            ("session.removed", "removed"),
+        ] {
+            assert_eq!(data(event_type)["status"], status, "{event_type}");
+        }
+        assert_eq!(data("subscriptionItem.active")["plan_id"], "cplan_1");
     }
 
     #[test]

@@ -330,8 +330,8 @@ async fn tell_story(poster: &Poster, store: &dyn Store) -> Result<(), Failure> {
     for (title, message, body, signature, expected) in [
         ("user.created: Ada signs up", 0, &created, None, "applied"),
         ("user.updated: she marries", 1, &updated, None, "applied"),
-        ("the same delivery again, as Svix sends it when in doubt", 1, &updated, None, "duplicate"),
-        ("user.created once more under another id, out of order", 2, &created, None, "stale"),
+        ("the same delivery again, as Svix may send it", 1, &updated, None, "duplicate"),
+        ("user.created again, with a new svix-id, out of order", 2, &created, None, "stale"),
         ("user.deleted: she leaves", 3, &deleted, None, "applied"),
         ("user.updated, newer, but too late: deletion is final", 4, &updated_last, None, "stale"),
         ("a forgery", 5, &created, Some(FORGED), "invalid_signature"),

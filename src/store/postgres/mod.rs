@@ -200,7 +200,11 @@ impl Postgres {
         };
         drop(acquired.map(PoolConnection::detach));
         let marked = self.sessions.marked(&otherwise).await;
-        if marked.is_some() {
+        let is_marked = marked.is_some();
+        self.pool.set_connect_options(marked.unwrap_or(otherwise));
+        let acquired = self.pool.acquire().await.map_err(connect_error)?;
+        // A server that refuses this connection too says nothing about what is between us.
+        if is_marked {
             tracing::info!(
                 "the database server sees clerk-sync's connections from another address, as with address translation; no \
                  other client shares the sessions, so statements stay prepared"
@@ -211,8 +215,7 @@ impl Postgres {
                  prepared in its sessions, and the server plans each one every time"
             );
         }
-        self.pool.set_connect_options(marked.unwrap_or(otherwise));
-        self.pool.acquire().await.map_err(connect_error)
+        Ok(acquired)
     }
 
     async fn opened(&self, purpose: Purpose) -> Result<Session> {
