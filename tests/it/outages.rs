@@ -633,8 +633,14 @@ impl PgBouncer {
 
     /// Kill the process without notice, as when a machine fails.
     pub(crate) fn kill(mut self) {
-        self.child.kill().expect("killed");
+        let started = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{started}/task/{started}/children"));
+        // As root, the process that was started is `runuser`, and PgBouncer is its child.
+        let child = children.unwrap_or_default().split_whitespace().next().and_then(|pid| pid.parse().ok());
+        let pid = child.and_then(Pid::from_raw).unwrap_or_else(|| Pid::from_child(&self.child));
+        kill_process(pid, Signal::KILL).expect("killed");
         self.child.wait().expect("it ends");
+        assert!(std::net::TcpStream::connect(self.address).is_err(), "PgBouncer still listens");
     }
 }
 
