@@ -33,6 +33,7 @@ pub mod mongodb;
 pub mod mysql;
 mod notes;
 mod outbox;
+mod polling;
 pub mod postgres;
 pub mod prefix;
 mod relay;

@@ -39,12 +39,12 @@ use self::{
     cells::{Cells as _, time},
     objects::folded,
     session::{Alone, Commands as _, Server, server_time, settle_numbers, transact},
-    watch::Watch,
+    watch::Newest,
 };
 use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Size, Space, Statistics, Store, StoreError, Transaction,
-    migration::MONGODB, prefix, schema,
+    migration::MONGODB, polling::Polling, prefix, schema,
 };
 use crate::{
     entity::{USER, user},
@@ -352,7 +352,7 @@ impl Database for Mongo {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        Ok(if self.polls { Some(Box::new(Watch::of(&self.server).await?)) } else { None })
+        Ok(if self.polls { Some(Polling::of(Newest(Arc::clone(&self.server))).await?) } else { None })
     }
 
     async fn space(&self) -> Result<Space> {

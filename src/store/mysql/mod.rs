@@ -29,10 +29,11 @@ use sqlx::{
 use tokio::sync::Notify;
 
 pub(super) use self::error::explain;
-use self::{error::connect_error, removal::Removal, session::MysqlSession, watch::Watch};
+use self::{error::connect_error, removal::Removal, session::MysqlSession, watch::Newest};
 use super::{
     Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics,
+    polling::Polling,
     relay::Relay,
     sql::{Dialect, Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
 };
@@ -172,7 +173,7 @@ impl Database for Mysql {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        Ok(if self.polls { Some(Box::new(Watch::of(self.pool.clone()).await?)) } else { None })
+        Ok(if self.polls { Some(Polling::of(Newest(self.pool.clone())).await?) } else { None })
     }
 
     async fn space(&self) -> Result<Space> {

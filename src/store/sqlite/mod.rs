@@ -50,13 +50,14 @@ pub use permission::check as check_permission;
 
 pub(super) use self::error::explain;
 use self::{
-    others::Watch,
+    others::Files,
     removal::Removal,
     transaction::{Housekeeping, SqliteSession},
 };
 use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics, StoreError,
+    polling::Polling,
     sql::{Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
@@ -217,7 +218,7 @@ impl Database for Sqlite {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        Ok(Some(Box::new(Watch::of(&self.file.path))))
+        Polling::of(Files::of(&self.file.path)).await.map(Some)
     }
 
     async fn space(&self) -> Result<Space> {

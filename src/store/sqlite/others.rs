@@ -1,56 +1,36 @@
-//! Detecting work that another process has added. SQLite sends no notifications, but every commit changes the write-ahead log
-//! next to the file. Checking that does not access the database.
+//! The files that change when another process adds work. SQLite sends no notifications, but every commit changes the
+//! write-ahead log next to the file. Checking that does not access the database.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
-use tokio::time::sleep;
 
-use crate::store::{Listener, Result};
+use crate::store::{Result, polling::Marks};
 
-/// The polling interval.
-const POLL: Duration = Duration::from_millis(500);
+/// The log and the database.
+pub(super) struct Files([PathBuf; 2]);
 
-/// The length and the time of the last write, of the log and of the database.
-type State = [Option<(u64, SystemTime)>; 2];
-
-/// Polls the files.
-pub(super) struct Watch {
-    files: [PathBuf; 2],
-    seen: State,
-}
-
-impl Watch {
-    /// Detects changes from now on.
+impl Files {
     pub(super) fn of(path: &Path) -> Self {
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
-        let files = [log.into(), path.to_owned()];
-        Self { seen: state(&files), files }
+        Self([log.into(), path.to_owned()])
     }
 }
 
 #[async_trait]
-impl Listener for Watch {
-    async fn heard(&mut self) -> Result<()> {
-        loop {
-            sleep(POLL).await;
-            let now = state(&self.files);
-            if now != self.seen {
-                self.seen = now;
-                return Ok(());
-            }
-        }
-    }
-}
+impl Marks for Files {
+    /// The length and the time of the last write of each; `None` if the file is missing.
+    type Seen = [Option<(u64, SystemTime)>; 2];
 
-fn state(files: &[PathBuf; 2]) -> State {
-    files.each_ref().map(|file| {
-        let found = fs::metadata(file).ok()?;
-        Some((found.len(), found.modified().ok()?))
-    })
+    async fn read(&self) -> Result<Self::Seen> {
+        Ok(self.0.each_ref().map(|file| {
+            let found = fs::metadata(file).ok()?;
+            Some((found.len(), found.modified().ok()?))
+        }))
+    }
 }
