@@ -129,7 +129,7 @@ impl Conduct {
         self.since = now;
     }
 
-    /// The failure, if any, of the request with this number, whoever sends it.
+    /// The failure, if any, of the request with this number, from any client.
     pub(super) fn trouble(&self, request: usize, now: Instant) -> Result<(), Refusal> {
         if let Some(bursts) = self.behaviour.bursts_of_429
             && bursts.is_on(now.duration_since(self.since))

@@ -84,7 +84,9 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
             *place = value;
         }
     }
-    if let (Some(status), true) = (status_in(event_type), entity.named("status").is_some()) {
+    if entity.named("status").is_some()
+        && let Some(status) = status_in(event_type)
+    {
         data["status"] = status.into();
     }
     data["created_at"] = milliseconds(created).into();
