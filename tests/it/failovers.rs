@@ -5,10 +5,9 @@
 
 use std::{
     env, fs,
-    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::Duration,
 };
@@ -17,9 +16,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{
-    outages::{PgBouncer, is_root, under_load, wait_for_work},
+    outages::{PgBouncer, under_load, wait_for_work},
     proxy::{Mode, Proxy},
-    service::{Host, Keeper, alone, eventually, load, skip},
+    service::{Host, Keeper, alone, eventually, free_port, load, skip, unprivileged},
 };
 
 /// A server with its data, which ends with the test.
@@ -48,9 +47,7 @@ impl Cluster {
     fn at(bin: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("pg").tempdir().expect("a directory");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("permissions");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = listener.local_addr().expect("an address").port();
-        Self { bin: bin.to_owned(), folder, port }
+        Self { bin: bin.to_owned(), folder, port: free_port() }
     }
 
     fn data(&self) -> String {
@@ -67,14 +64,7 @@ impl Cluster {
 
     /// Run one of PostgreSQL's programs, which refuse to run as root; returns whether it succeeded.
     fn try_run(&self, program: &str, arguments: &[&str]) -> bool {
-        let program = self.bin.join(program);
-        let mut command = if is_root() {
-            let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--"]).arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
+        let mut command = unprivileged(self.bin.join(program));
         // A server that the program starts would keep a pipe open.
         let log = fs::File::create(self.folder.path().join("log")).expect("a file");
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());

@@ -22,7 +22,7 @@ use crate::{
     receivers::{Receiver, reply},
     service::{
         Answer, Client, Host, INSTANCE, Keeper, OTHER_SECRET, Post, SECRET, Service, deletion, eventually,
-        milliseconds, on_each_keeper, post, skip, unique, user,
+        free_port, milliseconds, on_each_keeper, post, skip, unique, user,
     },
 };
 
@@ -1413,7 +1413,7 @@ fn behind_a_translated_address_statements_stay_prepared_and_it_is_said_once() {
 fn a_log_for_people_has_one_line_an_event_too() {
     let mut host = host();
     host.set("LOG_FORMAT", "pretty");
-    host.set("PORT", &free_port());
+    host.set("PORT", &free_port().to_string());
     let mut command = host.command(&["dev"]);
     command.env_remove("LOG_FORMAT");
     let service = Service::start(command);
@@ -1424,11 +1424,6 @@ fn a_log_for_people_has_one_line_an_event_too() {
     let lines: Vec<&str> = log.lines().filter(|line| line.contains(&delivery.id)).collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("user.created") && lines[0].contains("applied"), "{lines:?}");
-}
-
-fn free_port() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port().to_string()
 }
 
 #[test]

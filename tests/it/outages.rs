@@ -4,8 +4,8 @@
 use std::{
     collections::{HashMap, HashSet},
     env,
-    net::{SocketAddr, TcpListener},
-    process::{Child, Command, Stdio},
+    net::SocketAddr,
+    process::{Child, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use crate::{
     proxy::{Mode, Proxy},
     service::{
-        Answer, Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, is_there, load,
-        measured, milliseconds, on_each_keeper, post, skip, unique, user,
+        Answer, Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, free_port, is_root,
+        is_there, load, measured, milliseconds, on_each_keeper, post, skip, unique, unprivileged, user,
     },
 };
 
@@ -586,11 +586,7 @@ pub(crate) struct PgBouncer {
 impl PgBouncer {
     /// `None` if it is not installed.
     pub(crate) fn start(host: &Host) -> Option<Self> {
-        let port = {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            listener.local_addr().expect("an address").port()
-        };
-        Self::start_at(host, port)
+        Self::start_at(host, free_port())
     }
 
     /// Start it at this port of 127.0.0.1.
@@ -614,15 +610,10 @@ impl PgBouncer {
                  pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 100\nadmin_users = postgres\n"
             ),
         );
-        // PgBouncer refuses to run as root.
-        let mut command = if is_root() {
+        if is_root() {
             open_to_everybody(host);
-            let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--", &program]);
-            command
-        } else {
-            Command::new(&program)
-        };
+        }
+        let mut command = unprivileged(&program);
         command.arg(&configuration).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("pgbouncer starts");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -633,12 +624,7 @@ impl PgBouncer {
 
     /// Kill the process without notice, as when a machine fails.
     pub(crate) fn kill(mut self) {
-        let started = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{started}/task/{started}/children"));
-        // As root, the process that was started is `runuser`, and PgBouncer is its child.
-        let child = children.unwrap_or_default().split_whitespace().next().and_then(|pid| pid.parse().ok());
-        let pid = child.and_then(Pid::from_raw).unwrap_or_else(|| Pid::from_child(&self.child));
-        kill_process(pid, Signal::KILL).expect("killed");
+        self.child.kill().expect("killed");
         self.child.wait().expect("it ends");
         assert!(std::net::TcpStream::connect(self.address).is_err(), "PgBouncer still listens");
     }
@@ -656,11 +642,6 @@ impl Drop for PgBouncer {
             thread::sleep(Duration::from_millis(20));
         }
     }
-}
-
-pub(crate) fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 fn open_to_everybody(host: &Host) {

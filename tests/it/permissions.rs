@@ -16,7 +16,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::service::{Finished, Host, Keeper, post, user};
+use crate::service::{Finished, Host, Keeper, is_root, post, user};
 
 /// The user that the program runs as, if root runs the tests.
 const US: u32 = 10_001;
@@ -104,10 +104,6 @@ impl Place {
             }
         }
     }
-}
-
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 fn owner(path: &Path) -> u32 {

@@ -7,7 +7,7 @@
 use std::{
     env, fs,
     io::{self, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -28,7 +28,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    service::{Host, skip},
+    service::{Host, free_port, skip},
     world::{Event, Keeper, SIGN_UP, World, at, run},
 };
 
@@ -239,9 +239,7 @@ impl Server {
     fn start_with(more: &[&str]) -> Option<Self> {
         let program = env::var_os("TEST_SECANTUSDB")?;
         let data = tempfile::tempdir().expect("a directory");
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("an address").port();
-        drop(free);
+        let port = free_port();
         let child = Command::new(program)
             .args(["--port", &port.to_string(), "--cache-size", "64M", "--storage-path"])
             .arg(data.path().join("data"))

@@ -9,7 +9,8 @@ use std::{
     env,
     ffi::OsStr,
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -110,6 +111,26 @@ pub(crate) fn skip(name: &str, why: &str) {
     assert!(!required.split([',', ' ']).any(|store| store == name), "{name} is required: {why}");
     // Without a macro, because the test harness hides the output of macros when a test passes.
     _ = writeln!(io::stderr(), "skipped because {name} is missing: {why}");
+}
+
+/// A port of 127.0.0.1 on which no program listens.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// A command for a program that refuses to run as root. For root it runs as `postgres`, in the process that is started.
+pub(crate) fn unprivileged(program: impl AsRef<OsStr>) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"]).arg(program);
+    command
 }
 
 /// Print the counts of a test, for `scripts/prove`.

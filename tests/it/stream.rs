@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     env, fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use crate::{
     proxy::{Mode, Proxy},
     service::{
-        Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, load, measured,
+        Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, free_port, load, measured,
         milliseconds, on_each_keeper, post, skip, user,
     },
     workers::{created, queued},
@@ -51,9 +51,7 @@ impl Valkey {
             return None;
         };
         let directory = tempfile::tempdir().expect("a directory");
-        let port =
-            TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port();
-        let valkey = Self { program, directory, port, child: Mutex::default() };
+        let valkey = Self { program, directory, port: free_port(), child: Mutex::default() };
         valkey.begin(&[&["--appendonly", "yes"], options].concat());
         Some(valkey)
     }
