@@ -151,9 +151,15 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let parts = Parts::new(changes, &folds);
     let known: HashMap<ClerkId, String> =
         if kin.is_empty() { HashMap::new() } else { people.filter_map(known_by).collect() };
+    // Whether the object that contains the nested changes is older than the stored one.
+    let mut is_outdated = false;
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
         let cause = (index, delivery, change);
+        // A newer event showed all parts of this object.
+        if is_outdated && is_part(delivery, change) {
+            continue;
+        }
         if has_no_parent(change, &folds, &parents) {
             // A row that was stored before it named its parent.
             if folds.get(id).is_some_and(|fold| fold.user.is_some()) {
@@ -206,6 +212,12 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 outcome
             }
         };
+        // Nested changes directly follow the change of the object that contains them.
+        if delivery.clerk_id.as_ref() == Some(id) {
+            let known = folds.get(id).and_then(|fold| fold.register.as_ref());
+            is_outdated = plan.outcomes[index] == Outcome::Stale
+                && !known.is_some_and(|known| shows(change, known));
+        }
         if matches!(plan.outcomes[index], Outcome::Applied | Outcome::Unchanged) && !delivery.whole.is_empty()
         {
             let gone = parts.gone((delivery, change), &folds);
@@ -241,6 +253,12 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
 fn bury(folds: &mut Folds, id: &ClerkId, cause: Cause<'_>, now: DateTime<Utc>) -> Option<Erasure> {
     let fold = folds.get_mut(id).filter(|fold| !fold.is_deleted())?;
     fold.take_out(id, &News::Erase(EraseIf::Always), cause, now)
+}
+
+/// Whether the event shows all objects of this kind that belong to the object that it is about. They have no events of
+/// their own.
+fn is_part(delivery: &Delivery, change: &Change) -> bool {
+    delivery.whole.contains(&change.clerk_id.entity())
 }
 
 /// The parents' ids that a change names.
@@ -696,13 +714,19 @@ impl Fold {
         let is_the_same = |user: &Object| user.profile.clone().apply(patch, fields).is_empty();
         // Every event of the object that contains this one shows it again.
         let is_inside = delivery.clerk_id.as_ref() != Some(&change.clerk_id);
+        let is_part = is_part(delivery, change);
+        // A part without a time of its own has the time of the event.
+        let has_no_time = is_part && change.version.version == delivery.event_at.timestamp_millis();
         if is_inside
-            && self.version() == change.version.version
+            && (self.version() == change.version.version || has_no_time)
             && !self.is_deleted()
             && self.user.as_ref().is_some_and(|user| user.deleted_at.is_none() && is_the_same(user))
         {
-            // This makes older events about the object stale.
-            self.advance(&change.version);
+            // This makes older events about the object stale. Those about a part are stale with the object that it is
+            // a part of.
+            if !is_part {
+                self.advance(&change.version);
+            }
             return Step::Unchanged;
         }
         if !self.would_upsert(delivery, change) {

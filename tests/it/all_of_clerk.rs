@@ -11,6 +11,7 @@ use clerk_sync::{
 use serde_json::{Value as Json, json};
 
 use crate::{
+    convergence::permutations,
     promises::promises,
     world::{Event, Keeper, NOW, World, run},
 };
@@ -26,6 +27,7 @@ promises! {
     what_stands_inside_of_an_object_reaches_its_own_table,
     what_stands_inside_of_an_object_and_is_the_same_is_not_written_again,
     the_parts_of_a_user_are_those_that_are_shown,
+    the_parts_of_a_user_are_the_newest_in_every_order,
     an_item_comes_back_to_life,
     an_invitation_that_has_run_out_is_no_current_one,
     what_came_is_kept_whole_where_that_is_asked_for,
@@ -248,6 +250,75 @@ async fn the_parts_of_a_user_are_those_that_are_shown(mut world: World) {
     assert_eq!(rows().await, ["idn_3 grace@example.com user_2"]);
     let dump = world.dump().await.join("\n");
     assert!(!dump.contains("ada@example.com") && !dump.contains("lovelace@example.com"), "{dump}");
+}
+
+/// Five events about a user, in every order, each order with a user of its own: once event by event, once in one batch.
+/// Parts come, change, go, and are absent from one event; they have their own times, or none.
+async fn the_parts_of_a_user_are_the_newest_in_every_order(mut world: World) {
+    const PARTS: [(&str, &str, &str, &str); 4] = [
+        ("email_addresses", "email_address", "idn_e", "user_email_addresses"),
+        ("phone_numbers", "phone_number", "idn_p", "user_phone_numbers"),
+        ("external_accounts", "username", "eac_", "user_external_accounts"),
+        ("web3_wallets", "web3_wallet", "idn_w", "user_web3_wallets"),
+    ];
+    // For each event, the number and the text of each part, and when that part changed. `None`: no lists.
+    const EVENTS: [Option<&[(u8, &str, i64)]>; 5] = [
+        Some(&[(1, "first", 5), (2, "second", 5)]),
+        Some(&[(1, "first", 5)]),
+        Some(&[(1, "changed", 25), (3, "third", 25)]),
+        None,
+        Some(&[(1, "changed", 25), (4, "fourth", 45)]),
+    ];
+    with_everything(&mut world);
+    let mut lives: Vec<(String, Vec<Event>)> = Vec::new();
+    for order in permutations(&[0, 1, 2, 3, 4]) {
+        let (number, user) = (lives.len(), format!("user_{:03}", lives.len()));
+        let has_times = number % 2 == 0;
+        let event = |place: usize| {
+            let mut event = Event::updated(&user, 10 * (place as i64 + 1));
+            for (member, text, prefix, _) in PARTS {
+                event = match EVENTS[place] {
+                    Some(parts) => {
+                        let part = |(part, says, changed): &(u8, &str, i64)| {
+                            let mut shown = json!({ "id": format!("{prefix}{number}x{part}") });
+                            shown[text] = (*says).into();
+                            if has_times {
+                                shown["updated_at"] = (NOW + changed).into();
+                            }
+                            shown
+                        };
+                        event.set(member, parts.iter().map(part).collect::<Json>())
+                    }
+                    None => event.without(member),
+                };
+            }
+            event
+        };
+        lives.push((user.clone(), order.into_iter().map(event).collect()));
+    }
+    let (one_by_one, at_once) = lives.split_at(lives.len() / 2);
+    for step in 0..5 {
+        let events: Vec<Event> = one_by_one.iter().map(|(_, events)| events[step].clone()).collect();
+        world.deliver_all(&events).await;
+    }
+    let events: Vec<Event> = at_once.iter().flat_map(|(_, events)| events.clone()).collect();
+    world.deliver_all(&events).await;
+    for (_, text, prefix, table) in PARTS {
+        let query = format!(
+            "SELECT clerk_id || ' ' || \"{text}\" || ' ' || user_id AS line FROM {table} ORDER BY clerk_id"
+        );
+        let mut expected: Vec<String> = Vec::new();
+        for (number, (user, _)) in lives.iter().enumerate() {
+            expected.push(format!("{prefix}{number}x1 changed {user}"));
+            expected.push(format!("{prefix}{number}x4 fourth {user}"));
+        }
+        expected.sort();
+        let mut here = world.column(&query).await;
+        here.sort();
+        let differs = here.iter().zip(&expected).find(|(here, expected)| here != expected);
+        assert_eq!((here.len(), differs), (expected.len(), None), "{table}");
+    }
+    assert_eq!(world.count("webhook_queue").await, 0);
 }
 
 async fn an_item_comes_back_to_life(mut world: World) {
