@@ -333,6 +333,15 @@ async fn an_item_comes_back_to_life(mut world: World) {
     assert_eq!(world.column(current).await, [""; 0]);
     world.deliver(&about("subscriptionItem.active", item("active"), 50)).await;
     assert_eq!(world.column(current).await, ["csub_item_1"]);
+    // The payer keeps a canceled plan until the end of the period.
+    for (after, period_end, expected) in
+        [(60, json!(NOW * 2), vec!["csub_item_1"]), (70, json!(NOW - 1), vec![]), (80, Json::Null, vec![])]
+    {
+        let mut canceled = item("canceled");
+        canceled["period_end"] = period_end;
+        world.deliver(&about("subscriptionItem.canceled", canceled, after)).await;
+        assert_eq!(world.column(current).await, expected, "{after}");
+    }
 }
 
 async fn an_invitation_that_has_run_out_is_no_current_one(mut world: World) {
