@@ -665,7 +665,7 @@ async fn every_order_of_a_short_life_converges(world: World) {
 }
 
 /// Every distinct order of these items.
-pub fn permutations(items: &[usize]) -> BTreeSet<Vec<usize>> {
+pub(crate) fn permutations(items: &[usize]) -> BTreeSet<Vec<usize>> {
     let Some((first, rest)) = items.split_first() else { return BTreeSet::from([Vec::new()]) };
     let mut orders = BTreeSet::new();
     for order in permutations(rest) {
