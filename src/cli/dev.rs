@@ -40,6 +40,10 @@ use crate::{
     telemetry::LogFormat,
 };
 
+/// What is logged unless `RUST_LOG` says otherwise: not the migrations and the seals of the audit trail, so that the first lines
+/// are the commands to try, and then the events.
+const LOG: &str = "info,clerk_sync::cli::migrate=warn,clerk_sync::work::sealing=warn";
+
 /// A signature that matches no secret.
 const FORGED: &str = "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
@@ -80,6 +84,9 @@ impl Dev {
         settings.unset("PROCESSING");
         settings.unset("QUEUE_URL");
         settings.unset("QUEUE_URL_FILE");
+        if settings.get("RUST_LOG").is_none() {
+            settings.set("RUST_LOG", LOG);
+        }
         let generated = generate_secret_if_missing(&mut settings)?;
         let fake = self.start_fake(&mut settings).await?;
         let mut config = settings.resolve(Needs::SERVE)?;

@@ -9,7 +9,7 @@ use crate::{
     entity,
     model::Entity,
     store::{
-        Store,
+        Store, StoreError,
         sql::{Dialect, ddl},
     },
     sync::adopt::{Named, Tally, Wish, adopt},
@@ -142,6 +142,14 @@ impl Migrate {
         store.close().await;
         Ok(())
     }
+}
+
+/// Apply the pending migrations at the start of the service.
+pub(super) async fn apply(store: &dyn Store) -> Result<(), StoreError> {
+    for migration in store.migrate().await? {
+        tracing::info!(version = migration.version, name = migration.name, "migration applied");
+    }
+    Ok(())
 }
 
 impl Adopt {

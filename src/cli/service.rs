@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Signals, catching_up, clock, diagnosis, notify, open_store, rules, sinks};
+use super::{Failure, Signals, catching_up, clock, diagnosis, migrate, notify, open_store, rules, sinks};
 use crate::{
     clerk::{addresses, sample, signature::Verifier},
     config::{AllowedAddresses, Config, Needs, Settings},
@@ -263,9 +263,7 @@ async fn prepare(config: &Config, migrate: bool, patience: Duration) -> Result<A
 
 async fn bring_up_to_date(store: &dyn Store, readiness: Readiness, migrate: bool) -> Result<(), StoreError> {
     if migrate {
-        for migration in store.migrate().await? {
-            tracing::info!(version = migration.version, name = migration.name, "migration applied");
-        }
+        migrate::apply(store).await?;
     } else if readiness == Readiness::SchemaNotCurrent {
         tracing::warn!("migrations are pending: run `clerk-sync migrate`; until then /readyz answers 503");
     }

@@ -952,6 +952,25 @@ fn dev_stays_and_prints_a_curl_command_that_works() {
 }
 
 #[test]
+fn the_log_of_dev_begins_with_the_first_event() {
+    let mut host = host();
+    host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
+    let url = host.get("DATABASE_URL").to_owned();
+    // More audit lines than one seal covers.
+    let service =
+        Service::start(host.command(&["dev", "--fake-clerk", "150", "--database-url", &url]));
+    eventually("the hint to press Ctrl-C", || service.out().contains("Ctrl-C"));
+    eventually("a seal", || host.count("audit_seals") > 0);
+    let out = service.out();
+    let start = out.find("curl -sS ").expect("a curl command");
+    assert_eq!(curl(&host, out[start..].split("\n\n").next().expect("a paragraph")).word(), "applied");
+    eventually("the event", || service.log().contains("user.created"));
+    let lines = service.lines();
+    assert_eq!(lines[0]["message"], "webhook", "{}", service.log());
+    service.stop();
+}
+
+#[test]
 fn dev_keeps_a_token_of_the_environment_to_itself() {
     let mut host = host();
     host.set("ADMIN_TOKEN", "hunter2");
