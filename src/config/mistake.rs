@@ -48,7 +48,8 @@ impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { variable, explanation } = self;
         // A place in a file has no flag.
-        if !variable.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
+        let in_names = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        if !variable.bytes().all(in_names) {
             return write!(f, "{variable}: {explanation}");
         }
         write!(f, "{variable} ({}): {explanation}", flag(variable))
@@ -108,4 +109,23 @@ pub(super) fn shown(value: &str) -> String {
     let start: String = value.chars().take(MAX_SHOWN_CHARS).collect();
     let ellipsis = if start.len() < value.len() { "…" } else { "" };
     format!("{start:?}{ellipsis}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_shown_with_its_flag_even_if_its_name_has_a_digit_and_a_place_in_a_file_without_one() {
+        let shown = |variable: &str| {
+            Mistake { variable: variable.to_owned(), explanation: "wrong".to_owned() }.to_string()
+        };
+        assert_eq!(
+            shown("SYNC_FIELDS_USER_WEB3_WALLET"),
+            "SYNC_FIELDS_USER_WEB3_WALLET (--sync-fields-user-web3-wallet): wrong"
+        );
+        for place in [".env", ".env, line 3", "clerk-sync.toml, sink \"crm\", url"] {
+            assert_eq!(shown(place), format!("{place}: wrong"));
+        }
+    }
 }
