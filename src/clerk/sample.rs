@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::signature::Secret;
 use crate::{
-    entity::{self, USER},
+    entity::{self, ORGANIZATION, USER},
     model::{Entity, Meaning, Place},
 };
 
@@ -31,6 +31,45 @@ pub fn id(prefix: &str, mut random: impl FnMut() -> u8) -> String {
 /// The body of an event about this user; `None` if the type has no sample. Like old deliveries, it names no instance. So any
 /// service with the secret accepts it, and it does not affect events from Clerk.
 pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String> {
+    event(event_type, &Owners { user_id, organization_id: None }, at)
+}
+
+/// The same for an event about this organization or about an object in it; `None` if the type is about neither.
+pub fn body_in(organization_id: &str, event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String> {
+    entity::of_event(event_type).filter(|entity| **entity == ORGANIZATION || is_in_organization(entity))?;
+    event(event_type, &Owners { user_id, organization_id: Some(organization_id) }, at)
+}
+
+/// The user and the organization that an object belongs to.
+struct Owners<'a> {
+    user_id: &'a str,
+    /// `None`: its id is derived from the user's.
+    organization_id: Option<&'a str>,
+}
+
+impl Owners<'_> {
+    /// The id of their object of this kind.
+    fn id(&self, entity: &Entity) -> String {
+        let of_user = self.user_id.replacen(USER.id_prefix, entity.id_prefix, 1);
+        match self.organization_id {
+            Some(organization_id) if *entity == ORGANIZATION => organization_id.to_owned(),
+            // A user can be in several organizations.
+            Some(organization_id) if is_in_organization(entity) => {
+                let end = organization_id.strip_prefix(ORGANIZATION.id_prefix).unwrap_or(organization_id);
+                format!("{of_user}_{end}")
+            }
+            _ => of_user,
+        }
+    }
+}
+
+/// Whether objects of this kind can belong to an organization.
+fn is_in_organization(entity: &Entity) -> bool {
+    entity.columns.iter().any(|column| column.parent == Some(&ORGANIZATION))
+}
+
+fn event(event_type: &str, owners: &Owners<'_>, at: DateTime<Utc>) -> Option<String> {
+    let user_id = owners.user_id;
     let data = match event_type {
         "user.created" => user(user_id, "Byron", at, at),
         "user.updated" => user(user_id, "Lovelace", at - TimeDelta::minutes(1), at),
@@ -38,7 +77,7 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
             "id": user_id.replacen("user_", "ema_", 1), "object": "email", "user_id": user_id, "slug": "verification_code",
             "subject": "A sample", "to_email_address": address(user_id), "status": "queued",
         }),
-        _ => object(entity::of_event(event_type)?, event_type, user_id, at),
+        _ => object(entity::of_event(event_type)?, event_type, owners, at),
     };
     let event = json!({
         "data": data,
@@ -50,9 +89,9 @@ pub fn body(event_type: &str, user_id: &str, at: DateTime<Utc>) -> Option<String
     Some(event.to_string())
 }
 
-/// An object that belongs to this user. Its id and its parents' ids are derived from the user's.
-fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime<Utc>) -> Value {
-    let id = |entity: &Entity| user_id.replacen(USER.id_prefix, entity.id_prefix, 1);
+/// An object that belongs to these owners. Its id and its parents' ids are derived from theirs.
+fn object(entity: &'static Entity, event_type: &str, owners: &Owners<'_>, at: DateTime<Utc>) -> Value {
+    let id = |entity: &Entity| owners.id(entity);
     let is_new = event_type == entity.events[0];
     let created = if is_new { at } else { at - TimeDelta::minutes(1) };
     let mut data = json!({ "id": id(entity), "object": entity.kind });
@@ -61,19 +100,20 @@ fn object(entity: &'static Entity, event_type: &str, user_id: &str, at: DateTime
         data["deleted"] = true.into();
         return data;
     }
+    // Of several possible owners, the object belongs to the organization that was named, or to the first.
     let mut has_owner = false;
+    let is_owner = |parent: &Entity| owners.organization_id.is_none() || *parent == ORGANIZATION;
     for field in entity.selectable() {
         let said = field.samples[usize::from(!is_new)];
         let value = match field.parent {
-            // Of several possible owners, the object belongs to the first.
-            Some(_) if field.is_optional && has_owner => Value::Null,
+            Some(parent) if field.is_optional && (has_owner || !is_owner(parent)) => Value::Null,
             Some(parent) => id(parent).into(),
             None => match entity.follows.iter().find(|other| field.name() == format!("{}_id", other.kind)) {
                 Some(other) => id(other).into(),
                 None => serde_json::from_str(said).unwrap_or_default(),
             },
         };
-        has_owner |= field.is_optional;
+        has_owner |= field.is_optional && !value.is_null();
         let path = match field.place {
             Place::Path(path) | Place::AnyOf(&[path, ..]) => path,
             _ => &[field.name()],
@@ -211,6 +251,35 @@ mod tests {
             assert_eq!(data(event_type)["status"], status, "{event_type}");
         }
         assert_eq!(data("subscriptionItem.active")["plan_id"], "cplan_1");
+    }
+
+    #[test]
+    fn users_share_an_organization_and_a_user_is_in_several() {
+        let data = |event_type: &str, user_id: &str, organization_id: &str| -> Option<Value> {
+            let body = body_in(organization_id, event_type, user_id, DateTime::UNIX_EPOCH)?;
+            Some(serde_json::from_str::<Value>(&body).expect("JSON")["data"].clone())
+        };
+        let membership = |user_id: &str, organization_id: &str| {
+            let data = data("organizationMembership.created", user_id, organization_id).expect("a sample");
+            assert_eq!(data["organization"]["id"], organization_id);
+            assert_eq!(data["public_user_data"]["user_id"], user_id);
+            data["id"].as_str().expect("an id").to_owned()
+        };
+        assert_eq!(membership("user_1", "org_a"), "orgmem_1_a");
+        assert_eq!(membership("user_2", "org_a"), "orgmem_2_a");
+        assert_eq!(membership("user_1", "org_b"), "orgmem_1_b");
+        assert_eq!(data("organization.deleted", "user_1", "org_a").expect("a sample")["id"], "org_a");
+        let subscription = data("subscription.created", "user_1", "org_a").expect("a sample");
+        assert_eq!(subscription["payer"], json!({ "user_id": null, "organization_id": "org_a" }));
+        let item = data("subscriptionItem.active", "user_1", "org_a").expect("a sample");
+        assert_eq!(
+            (&item["payer"], &item["plan_id"]),
+            (&subscription["payer"], &json!("cplan_1")),
+            "the plan belongs to nobody"
+        );
+        for other in ["user.created", "session.created", "email.created"] {
+            assert!(data(other, "user_1", "org_a").is_none(), "{other}");
+        }
     }
 
     #[test]

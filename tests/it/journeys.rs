@@ -957,8 +957,7 @@ fn the_log_of_dev_begins_with_the_first_event() {
     host.unset("CLERK_WEBHOOK_SIGNING_SECRET");
     let url = host.get("DATABASE_URL").to_owned();
     // More audit lines than one seal covers.
-    let service =
-        Service::start(host.command(&["dev", "--fake-clerk", "150", "--database-url", &url]));
+    let service = Service::start(host.command(&["dev", "--fake-clerk", "150", "--database-url", &url]));
     eventually("the hint to press Ctrl-C", || service.out().contains("Ctrl-C"));
     eventually("a seal", || host.count("audit_seals") > 0);
     let out = service.out();
@@ -1055,6 +1054,32 @@ fn samples_are_printed_signed_and_sent() {
     assert!(!nobody.stderr.contains("hunter2"), "{nobody:?}");
     assert!(nobody.stderr.contains("no connection to http://127.0.0.1:1/"), "{nobody:?}");
     assert!(nobody.stderr.contains("sent before: 0 of 1"), "{nobody:?}");
+}
+
+#[test]
+fn sample_users_share_an_organization() {
+    let mut host = host();
+    host.set("SYNC_ENTITIES", "user,organization,organization_membership");
+    let service = host.serve();
+    let url = format!("http://{}/webhooks/clerk", service.public);
+    let send = |event_type: &str, user_id: &str| {
+        let sent = ["send", event_type, "--url", &url, "--user-id", user_id, "--organization-id", "org_1"];
+        let told = host.run(&sent).succeeded();
+        assert!(told.starts_with("200  applied"), "{told}");
+    };
+    for user_id in ["user_ada", "user_bob"] {
+        host.run(&["send", "user.created", "--url", &url, "--user-id", user_id]).succeeded();
+    }
+    send("organization.created", "user_ada");
+    send("organizationMembership.created", "user_ada");
+    send("organizationMembership.created", "user_bob");
+    let members = "SELECT organization_id, user_id FROM organization_memberships ORDER BY user_id";
+    assert_eq!(host.sql(members), [["org_1", "user_ada"], ["org_1", "user_bob"]]);
+    send("organizationMembership.deleted", "user_ada");
+    assert_eq!(host.sql(members), [["org_1", "user_bob"]]);
+    let refused = host.run(&["send", "user.created", "--url", &url, "--organization-id", "org_1"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("--organization-id: user.created is about neither"), "{refused:?}");
 }
 
 #[test]
