@@ -28,7 +28,7 @@ use crate::{
     model::{ClerkId, Entity, Selection},
     sync::{
         backfill::{Done, LeftBehind, Progress, Summary, Wanted, backfill, nobodys},
-        catch_up::{CatchUp, Counts},
+        catch_up::{Asked, CatchUp, Counts},
     },
 };
 
@@ -118,7 +118,12 @@ impl Backfill {
     async fn run_of(&self, context: &CatchUp, wanted: &Wanted, done: &mut Done) -> Result<(), Failure> {
         let (tell, hear) = watch::channel(Progress::default());
         let began = Instant::now();
-        let teller = tokio::spawn(show(hear.clone(), wanted.entity));
+        let shown = |progress: &Progress| Shown {
+            seen: progress.counts.seen,
+            expected: progress.expected,
+            asked: progress.asked(),
+        };
+        let teller = tokio::spawn(show("backfill", wanted.entity, hear.clone(), shown));
         let walk = backfill(context, wanted, done, self.restart, tell);
         let summary = unless_stopped(walk, || interrupted(&hear.borrow(), wanted.entity)).await;
         drop(hear);
@@ -212,7 +217,7 @@ impl Backfill {
 
     /// `asked_for`: how many ids, addresses and numbers were given. If it is not 0, the report states it.
     fn report(&self, entity: &Entity, summary: &Summary, asked_for: usize, took: Duration) {
-        let Counts { seen, applied, unchanged, stale, left_out, reasons } = &summary.counts;
+        let Counts { seen, applied, unchanged, stale, left_out, reasons, .. } = &summary.counts;
         if self.json {
             say!(
                 "{}",
@@ -343,10 +348,25 @@ pub(super) fn left_out_text(entity: &Entity, counts: &Counts) -> String {
     text
 }
 
-/// Show the progress: a bar on a terminal, else a log line every few seconds.
-async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
+/// What a progress line shows.
+pub(super) struct Shown {
+    pub(super) seen: u64,
+    /// The number of objects at Clerk, if it is known.
+    pub(super) expected: Option<u64>,
+    pub(super) asked: Asked,
+}
+
+/// Show the progress of a run: a bar on a terminal, else a log line every few seconds.
+pub(super) async fn show<P>(
+    run: &'static str,
+    entity: &'static Entity,
+    mut hear: watch::Receiver<P>,
+    shown: impl Fn(&P) -> Shown,
+) {
     let (_, many) = nouns(entity);
-    let bar = progress(&format!("{{pos}} {many}, {{rate}}"));
+    let asks_owners = !entity.of_each.is_empty();
+    let what = if asks_owners { "owners asked" } else { &*many };
+    let bar = progress(&format!("{{pos}} {what}, {{rate}}"));
     let began = Instant::now();
     let mut every = interval(TELL);
     every.tick().await;
@@ -356,19 +376,28 @@ async fn show(mut hear: watch::Receiver<Progress>, entity: &'static Entity) {
                 if changed.is_err() {
                     break;
                 }
-                let progress = hear.borrow_and_update().clone();
-                // The total of a list of users is not known in advance.
-                if let Some(expected) = progress.expected.filter(|expected| bar.length() != Some(*expected)) {
-                    bar.set_length(expected);
-                    let all = format!("{{bar:40}} {{pos}}/{{len}} {many}, {{rate}}, {{eta}} left");
+                let Shown { seen, expected, asked } = shown(&hear.borrow_and_update());
+                let (done, of) = if asks_owners { (asked.owners, asked.of) } else { (seen, expected) };
+                // The total is not known in advance.
+                if let Some(of) = of.filter(|of| bar.length() != Some(*of)) {
+                    bar.set_length(of);
+                    let all = format!("{{bar:40}} {{pos}} of {{len}} {what}{{msg}}, {{rate}}, {{eta}} left");
                     bar.set_style(progress_style(&all));
                 }
-                bar.set_position(progress.counts.seen);
+                if asks_owners {
+                    bar.set_message(format!(", {seen} {many}"));
+                }
+                bar.set_position(done);
             }
             _ = every.tick(), if bar.is_hidden() => {
-                let Progress { counts, expected, .. } = hear.borrow().clone();
-                let a_second = counts.seen / began.elapsed().as_secs().max(1);
-                tracing::info!(kind = entity.kind, seen = counts.seen, of = expected, a_second, "backfill");
+                let Shown { seen, expected, asked } = shown(&hear.borrow());
+                let seconds = began.elapsed().as_secs().max(1);
+                if asks_owners {
+                    let a_second = asked.owners / seconds;
+                    tracing::info!(kind = entity.kind, seen, a_second, "{run}: {}", asked.text());
+                } else {
+                    tracing::info!(kind = entity.kind, seen, of = expected, a_second = seen / seconds, "{run}");
+                }
             }
         }
     }
@@ -406,6 +435,9 @@ fn is_not_empty(text: &str) -> Result<String, &'static str> {
 
 /// The message after Ctrl-C.
 fn interrupted(progress: &Progress, entity: &Entity) -> String {
+    if !entity.of_each.is_empty() {
+        return format!("interrupted with {}; run the command again to resume", progress.asked().text());
+    }
     let seen = progress.counts.seen;
     let seen = match progress.expected {
         Some(expected) => format!("{seen} of {}", objects(expected, entity)),

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     Failure,
-    backfill::{any_kind, chosen, left_out_text, nouns, objects, off},
+    backfill::{Shown, any_kind, chosen, left_out_text, nouns, objects, off, show},
     catch_up, count, noun, rate, say,
     terminal::counted,
     unless_stopped,
@@ -17,7 +17,7 @@ use crate::{
     model::Entity,
     sync::{
         catch_up::CatchUp,
-        reconcile::{Comparison, DriftKind, Options, reconcile},
+        reconcile::{Compared, Comparison, DriftKind, Options, reconcile},
     },
 };
 
@@ -73,14 +73,28 @@ impl Reconcile {
         let (one, many) = nouns(entity);
         let options =
             Options { dry_run: self.dry_run, allow_mass_delete: self.allow_mass_delete, only_mend: false };
-        let (tell, hear) = watch::channel(0);
+        let (tell, hear) = watch::channel(Compared::default());
         let interrupted = || {
-            let seen = objects(*hear.borrow(), entity);
-            format!(
-                "interrupted at {seen}; fixes so far are kept, and the next run starts from the beginning"
-            )
+            let Compared { seen, asked } = *hear.borrow();
+            let place = if entity.of_each.is_empty() {
+                format!("at {}", objects(seen, entity))
+            } else {
+                format!("with {}", asked.text())
+            };
+            format!("interrupted {place}; fixes so far are kept, and the next run starts from the beginning")
         };
-        let report = unless_stopped(reconcile(context, entity, options, tell), interrupted).await??;
+        let shown =
+            |compared: &Compared| Shown { seen: compared.seen, expected: None, asked: compared.asked };
+        // Other kinds take one request for hundreds of objects.
+        let takes_long = !entity.of_each.is_empty();
+        let teller = takes_long.then(|| tokio::spawn(show("reconcile", entity, hear.clone(), shown)));
+        let report = unless_stopped(reconcile(context, entity, options, tell), interrupted).await;
+        drop(hear);
+        if let Some(teller) = teller {
+            // The task ends by itself, because the sender is gone.
+            _ = teller.await;
+        }
+        let report = report??;
         if self.json {
             let mut json = serde_json::to_value(&report).unwrap_or_default();
             json["entity"] = entity.kind.into();

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    catch_up::{CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger, RESUMABLE},
+    catch_up::{Asked, CatchUp, CatchUpError, Counts, HEARTBEAT, Ledger, RESUMABLE},
     reconcile::{parameters, strangers},
     scan::{Left, Seen, Visit, Window},
     walk::{Part, Walked},
@@ -111,8 +111,24 @@ pub struct Progress {
     pub counts: Counts,
     /// Number of users, according to Clerk.
     pub expected: Option<u64>,
+    /// The owners on completed pages who were asked for their objects.
+    #[serde(default)]
+    asked: u64,
+    /// The same on the pages in progress. A continued run asks these owners again.
+    #[serde(skip)]
+    under_way: u64,
+    /// How many owners will have been asked at the end of this part.
+    #[serde(default)]
+    owners: Option<u64>,
     #[serde(default)]
     done: Done,
+}
+
+impl Progress {
+    /// The owners who were asked for their objects, if this is a run for a kind that Clerk does not list.
+    pub fn asked(&self) -> Asked {
+        Asked { owners: self.asked + self.under_way, of: self.owners }
+    }
 }
 
 /// What a complete run has done.
@@ -302,8 +318,11 @@ impl Visitor {
             ledger.save().await?;
         }
         let walked = walked?;
-        ledger.progress.batch = batch + 1;
-        ledger.progress.windows = None;
+        let progress = &mut ledger.progress;
+        progress.batch = batch + 1;
+        progress.windows = None;
+        // If the feature is switched off, the walk has ended within a page.
+        progress.asked += mem::take(&mut progress.under_way);
         ledger.save().await?;
         Ok(walked)
     }
@@ -331,9 +350,24 @@ impl Visit for Visitor {
         ledger.save().await
     }
 
+    async fn expect_owners(&self, counted: Option<u64>) -> Result<(), CatchUpError> {
+        let mut ledger = self.ledger.lock().await;
+        let before = ledger.progress.asked().owners;
+        ledger.progress.owners = counted.map(|counted| before + counted);
+        ledger.save().await
+    }
+
+    async fn asked(&self) {
+        let mut ledger = self.ledger.lock().await;
+        ledger.progress.under_way += 1;
+        ledger.show();
+    }
+
     /// Windows and counts are saved together: a continued run visits the unsaved objects again, and counts them again.
     async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {
         let mut ledger = self.ledger.lock().await;
+        ledger.progress.asked += counts.owners;
+        ledger.progress.under_way -= counts.owners;
         ledger.progress.counts.add(counts);
         ledger.progress.windows = Some(left);
         ledger.save().await

@@ -112,6 +112,27 @@ pub struct Counts {
     pub left_out: u64,
     /// Some of the users that were left out, with the reasons.
     pub reasons: Vec<LeftOut>,
+    /// Of a kind that Clerk does not list: the owners on this page, who were asked for their objects.
+    #[serde(skip)]
+    pub(super) owners: u64,
+}
+
+/// How many owners were asked for their objects, of a kind that Clerk does not list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    pub owners: u64,
+    /// How many will have been asked at the end of the list of owners that is being walked; `None` if Clerk does not count them.
+    pub of: Option<u64>,
+}
+
+impl Asked {
+    /// The text for the operator: `30 of 1000 owners asked`.
+    pub fn text(&self) -> String {
+        match self.of {
+            Some(of) => format!("{} of {of} owners asked", self.owners),
+            None => format!("{} owners asked", self.owners),
+        }
+    }
 }
 
 /// A user that could not be imported.
@@ -326,9 +347,14 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
         Ok((ledger, goes_on))
     }
 
+    /// Show the progress without saving it.
+    pub(super) fn show(&self) {
+        self.tell.send_replace(self.progress.clone());
+    }
+
     /// Save the progress.
     pub(super) async fn save(&mut self) -> Result<(), CatchUpError> {
-        self.tell.send_replace(self.progress.clone());
+        self.show();
         self.run.progress = serde_json::to_string(&self.progress).unwrap_or_default();
         self.run.updated_at = (self.clock)();
         let saved = patiently(|| self.store.save_run(&self.run)).await?;

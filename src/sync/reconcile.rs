@@ -37,7 +37,7 @@ use tokio::{
 
 use super::{
     apply::owners_of,
-    catch_up::{CatchUp, CatchUpError, Counts, Ledger, patiently},
+    catch_up::{Asked, CatchUp, CatchUpError, Counts, Ledger, patiently},
     erasure,
     instance::Pin,
     plan::{email_in, keeps},
@@ -273,8 +273,16 @@ pub fn parameters(entity: &Entity) -> &'static str {
     if *entity == USER { "" } else { entity.kind }
 }
 
-/// Compare all objects of a kind, and fix the differences unless this is a dry run. `tell` receives the number of
-/// compared objects.
+/// The progress of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Objects at Clerk that were compared.
+    pub seen: u64,
+    /// Of a kind that Clerk does not list: the owners who were asked for their objects.
+    pub asked: Asked,
+}
+
+/// Compare all objects of a kind, and fix the differences unless this is a dry run. `tell` receives the progress.
 ///
 /// # Errors
 /// If Clerk or the database fails for longer than the retries last. Fixes made until then stay; nothing is deleted
@@ -283,7 +291,7 @@ pub async fn reconcile(
     context: &CatchUp,
     entity: &'static Entity,
     options: Options,
-    tell: watch::Sender<u64>,
+    tell: watch::Sender<Compared>,
 ) -> Result<Comparison, CatchUpError> {
     let previous = context.check_instance(Persistence::BACKGROUND, options.dry_run).await?;
     let began = (context.clock)();
@@ -345,7 +353,7 @@ struct Visitor {
     seen: Arc<Seen>,
     parts: PartsHere,
     report: Mutex<Comparison>,
-    tell: watch::Sender<u64>,
+    tell: watch::Sender<Compared>,
 }
 
 /// The stored parts of users, such as e-mail addresses. Clerk has no list of them: it shows them with their users.
@@ -377,7 +385,7 @@ impl Visit for Visitor {
         let mut parts_to_mend = 0;
         self.with(|report| {
             report.seen += users.len() as u64;
-            self.tell.send_replace(report.seen);
+            self.tell.send_modify(|progress| progress.seen = report.seen);
             for found in users {
                 let fields = self.context.rules.fields(self.entity);
                 let own = match &found.delivery.content {
@@ -427,6 +435,17 @@ impl Visit for Visitor {
         }
         self.write(touched).await?;
         Ok(Counts::default())
+    }
+
+    async fn expect_owners(&self, counted: Option<u64>) -> Result<(), CatchUpError> {
+        self.tell.send_modify(|Compared { asked, .. }| {
+            asked.of = counted.map(|counted| asked.owners + counted);
+        });
+        Ok(())
+    }
+
+    async fn asked(&self) {
+        self.tell.send_modify(|progress| progress.asked.owners += 1);
     }
 }
 

@@ -104,6 +104,15 @@ pub(super) trait Visit: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Receive the number of owners whose objects will be requested, before any of them is. `None` if Clerk does not count
+    /// them.
+    async fn expect_owners(&self, _counted: Option<u64>) -> Result<(), CatchUpError> {
+        Ok(())
+    }
+
+    /// Note that one more owner was asked.
+    async fn asked(&self) {}
+
     /// Receive the windows that are left to walk, and the result of a page that was completed. These windows do not
     /// contain the visited objects.
     async fn reached(&self, _left: Vec<Window>, _counts: Counts) -> Result<(), CatchUpError> {

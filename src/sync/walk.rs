@@ -10,7 +10,14 @@
 //! order of their creation. An interrupted walk still has to visit the owners created after the last one whose objects
 //! were imported. It walks the pages in progress again, so at most two pages are in progress at a time.
 
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use tokio::{
@@ -127,6 +134,8 @@ impl CatchUp {
             seen: Arc::clone(seen),
             visitor: Arc::clone(visitor),
             line: Mutex::default(),
+            // The interrupted walk has said it.
+            is_count_told: AtomicBool::new(left.is_some()),
         });
         // Only the ids of the owners are needed.
         let (fields, inside) = (FieldSet::default(), Selection::default());
@@ -162,6 +171,8 @@ struct Owners {
     visitor: Arc<dyn Visit>,
     /// Held by the page whose owners are being asked, so that an interruption costs only that page.
     line: Mutex<()>,
+    /// Whether the visitor knows the number of owners. A list of them that changes is walked more than once.
+    is_count_told: AtomicBool,
 }
 
 /// Asks for the objects of an owner.
@@ -191,6 +202,7 @@ impl Owners {
 impl Visit for Owners {
     async fn visit(&self, owners: Vec<Found>) -> Result<Counts, CatchUpError> {
         let (mut counts, mut all) = (Counts::default(), Vec::new());
+        let page = owners.len() as u64;
         let (mut owners, mut asked) = (owners.into_iter(), JoinSet::new());
         let mut first_in_line = Some(self.line.lock().await);
         loop {
@@ -205,13 +217,21 @@ impl Visit for Owners {
             }
             let Some(answer) = asked.join_next().await else { break };
             all.extend(answer.map_err(|_| CatchUpError::Abandoned)??);
+            self.visitor.asked().await;
             // The owners of one page can have any number of objects.
             if all.len() >= PAGE {
                 counts.add(self.show(mem::take(&mut all)).await?);
             }
         }
         counts.add(self.show(all).await?);
-        Ok(counts)
+        Ok(Counts { owners: page, ..counts })
+    }
+
+    async fn expect(&self, counted: Option<u64>) -> Result<(), CatchUpError> {
+        if self.is_count_told.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.visitor.expect_owners(counted).await
     }
 
     async fn reached(&self, left: Vec<Window>, counts: Counts) -> Result<(), CatchUpError> {

@@ -18,7 +18,7 @@ use crate::{
     sync::{
         backfill::{Done, Progress, Wanted, backfill},
         catch_up::{CatchUp, CatchUpError},
-        reconcile::{DriftKind, Options, parameters, reconcile},
+        reconcile::{Compared, DriftKind, Options, parameters, reconcile},
         retry::Retry,
     },
     telemetry,
@@ -303,7 +303,7 @@ impl CatchUpLoop {
     }
 
     async fn reconcile(&self, entity: &'static Entity, options: Options) -> Result<(), CatchUpError> {
-        let (tell, _) = watch::channel(0);
+        let (tell, _) = watch::channel(Compared::default());
         let report = reconcile(&self.context, entity, options, tell).await?;
         tracing::info!(
             kind = entity.kind,

@@ -229,10 +229,14 @@ fn is_killed(host: &Host, more: &[&str], once: impl Fn() -> bool) -> bool {
     child.kill().unwrap();
     child.wait().unwrap();
     host.bury();
-    // Age the run: otherwise the next backfill waits some seconds to ensure that no process is working on it.
+    age_the_unfinished_run(host);
+    true
+}
+
+/// Otherwise the next backfill waits some seconds to ensure that no process is working on the run.
+fn age_the_unfinished_run(host: &Host) {
     let a_while_ago = (Utc::now() - TimeDelta::minutes(1)).to_rfc3339_opts(SecondsFormat::Millis, true);
     host.sql(&format!("UPDATE sync_runs SET updated_at = '{a_while_ago}' WHERE finished_at IS NULL"));
-    true
 }
 
 fn a_backfill_that_is_killed_again_and_again_goes_on_where_it_was(host: &mut Host) {
@@ -303,8 +307,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
     assert!((4..MOST_KILLS).contains(&kills), "{kills} kills");
     assert_eq!(backfill(host, &["--entity", "subscription"]).0.code, Some(0));
     assert_eq!(live(host, "subscriptions"), owners.iter().step_by(7).count());
-    let asked = clerk.fake.requests();
-    let asked = asked.iter().filter(|request| request.path.ends_with("/subscription")).count();
+    let asked = subscriptions_asked_for(&clerk);
     // A kill costs at most the two pages of owners under way.
     assert!(asked <= owners.len() + kills * 1000, "{asked} of {}, {kills} kills", owners.len());
 }
@@ -312,8 +315,7 @@ fn owners_who_were_asked_before_a_kill_are_not_asked_again(host: &mut Host) {
 fn kinds_that_were_taken_in_before_a_kill_are_passed_over(host: &mut Host) {
     host.set("SYNC_ENTITIES", "user,organization,subscription");
     let clerk = Clerk::start(host, Options { users: 300, organizations: 3, ..Options::default() });
-    let asked =
-        || clerk.fake.requests().iter().filter(|request| request.path.ends_with("/subscription")).count();
+    let asked = || subscriptions_asked_for(&clerk);
     assert!(is_killed(host, &["--rate", "100"], || asked() > 0));
     let kinds = |finished: &Finished| of_kinds(finished).into_keys().collect::<Vec<_>>();
     let (finished, _) = backfill(host, &[]);
@@ -929,6 +931,11 @@ fn the_parts_of_users_are_compared_with_them(host: &mut Host) {
     assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
 }
 
+/// The number of requests for the subscription of a user or an organization.
+fn subscriptions_asked_for(clerk: &Clerk) -> usize {
+    clerk.fake.requests().iter().filter(|request| request.path.ends_with("/subscription")).count()
+}
+
 fn what_no_owner_has_is_switched_off(host: &mut Host) {
     host.set("SYNC_ENTITIES", "user,subscription");
     let clerk = Clerk::start(host, Options { users: 30, ..Options::default() });
@@ -1001,6 +1008,32 @@ fn memberships_are_compared_after_a_role_has_changed(host: &mut Host) {
 /// A host on PostgreSQL if available, otherwise on SQLite, for tests that do not depend on the backend.
 fn any_host() -> Host {
     Host::with(Keeper::Postgres).or_else(|| Host::with(Keeper::Sqlite)).expect("SQLite is always there")
+}
+
+#[test]
+fn a_run_through_owners_says_how_many_were_asked_and_counts_nobody_twice() {
+    let mut host = any_host();
+    host.set("SYNC_ENTITIES", "user,organization,subscription");
+    let clerk = Clerk::start(&mut host, Options { users: 90, organizations: 10, ..Options::default() });
+    host.run(&["migrate"]).succeeded();
+    for command in ["backfill", "reconcile"] {
+        let before = subscriptions_asked_for(&clerk);
+        let run = host.command(&[command, "--entity", "subscription", "--rate", "10"]).spawn().unwrap();
+        // A log line comes every five seconds.
+        eventually("most of the users are asked", || subscriptions_asked_for(&clerk) >= before + 60);
+        signal(&run, Signal::INT);
+        let run = run.wait_with_output().unwrap();
+        let said = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(run.status.code(), Some(130), "{said}");
+        assert_eq!(said.matches(" of 90 owners asked").count(), 2, "{said}");
+        assert!(said.contains(&format!("{command}: ")) && said.contains("interrupted with "), "{said}");
+    }
+    age_the_unfinished_run(&host);
+    let (finished, summary) = backfill(&host, &["--entity", "subscription"]);
+    assert_eq!((finished.code, &summary["resumed"]), (Some(0), &true.into()), "{finished:?}");
+    let runs = host.sql("SELECT progress FROM sync_runs WHERE finished_at IS NOT NULL");
+    let progress: Value = serde_json::from_str(&runs[0][0]).unwrap();
+    assert_eq!((&progress["asked"], &progress["owners"]), (&100.into(), &100.into()), "{progress}");
 }
 
 #[test]

@@ -28,7 +28,7 @@ use clerk_sync::{
         backfill::{Done, Progress, Wanted, backfill},
         catch_up::{CatchUp, Instance},
         instance::{Gate, Pin},
-        reconcile::{DriftKind, Options, reconcile},
+        reconcile::{Compared, DriftKind, Options, reconcile},
     },
     work::{Gauges, activity::Answers},
 };
@@ -635,7 +635,7 @@ async fn a_kind_that_clerk_lists_is_taken_in_and_compared(mut world: World) {
     context.clock = Arc::new(move || now + TimeDelta::hours(1));
     let compare = async |dry_run| {
         let options = Options { dry_run, allow_mass_delete: true, only_mend: false };
-        reconcile(&context, &CLUB, options, watch::channel(0).0).await.unwrap()
+        reconcile(&context, &CLUB, options, watch::channel(Compared::default()).0).await.unwrap()
     };
     let before = world.dump().await;
     for dry_run in [true, false] {
