@@ -40,6 +40,8 @@ pub struct Behaviour {
     pub inclusive_times: bool,
     /// Act as an instance without organizations: all requests about them get 403.
     pub organizations_off: bool,
+    /// Act as an instance without billing: all requests about it get 403. Clerk does not document this answer.
+    pub billing_off: bool,
     /// Close every connection at its next request, without an answer.
     pub down: bool,
     /// Accept every request and never answer.

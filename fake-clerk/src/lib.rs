@@ -293,6 +293,11 @@ impl Server {
                 self.list_memberships(query, behaviour, |_| Ok(Scope::All))
             }
             (&Method::GET, ["", "instance"]) => Ok(self.instance()),
+            (&Method::GET, ["", "billing", ..] | ["", "users" | "organizations", _, "billing", ..])
+                if behaviour.billing_off =>
+            {
+                Err(Refusal::billing_off())
+            }
             (&Method::GET, ["", ..]) => {
                 let (page, owner) = query::of_list(query)?;
                 let shown = self.state.lock().shown.at(&path[1..], &page, owner.as_deref());

@@ -61,6 +61,12 @@ impl Refusal {
         )
     }
 
+    /// The instance has billing switched off.
+    pub(super) fn billing_off() -> Self {
+        let long = "The billing feature is not enabled for this instance.";
+        Self::new(StatusCode::FORBIDDEN, "billing_not_enabled", "access denied", long)
+    }
+
     pub(super) fn too_many_requests(retry_after: u64) -> Self {
         let message = "Too many requests. Please try again in a bit.";
         let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message, message);

@@ -340,6 +340,20 @@ async fn an_instance_can_do_without_organizations() {
 }
 
 #[tokio::test]
+async fn an_instance_can_do_without_billing() {
+    let fake = fake(1, 1, 1).await;
+    fake.behave(Behaviour { billing_off: true, ..Behaviour::default() });
+    for path in
+        ["billing/plans", "users/user_1/billing/subscription", "organizations/org_1/billing/subscription"]
+    {
+        assert_eq!(get(&fake, &format!("/v1/{path}")).await.code(), (403, "billing_not_enabled"), "{path}");
+    }
+    assert_eq!(get(&fake, "/v1/users").await.status, 200);
+    fake.behave(Behaviour::default());
+    assert_eq!(get(&fake, "/v1/billing/plans").await.total(), 0);
+}
+
+#[tokio::test]
 async fn faults_meet_organizations_too() {
     let fake = fake(100, 300, 2).await;
     for path in PATHS {

@@ -10,14 +10,14 @@ use std::{
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
-use fake_clerk::{Fake, Options};
+use fake_clerk::{Behaviour, Fake, Options};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
     Failure,
-    backfill::objects,
+    backfill::{nouns, objects},
     catching_up, clock,
     post::Poster,
     random_id, rules, say,
@@ -162,6 +162,8 @@ impl Dev {
         let fake = Fake::start_as_of(began, options, clock())
             .await
             .context("the fake Clerk could not be started")?;
+        // The fake has no subscriptions. Otherwise a backfill would ask it for the subscription of every user.
+        fake.behave(Behaviour { billing_off: true, ..Behaviour::default() });
         settings.set("CLERK_API_URL", fake.url());
         settings.set("CLERK_SECRET_KEY", fake.key());
         settings.unset("CLERK_SECRET_KEY_FILE");
@@ -198,8 +200,12 @@ async fn take_in(config: &Config, store: &Arc<dyn Store>) -> Result<(), Failure>
     for entity in config.selection.entities() {
         let (tell, _) = watch::channel(Progress::default());
         let began = Instant::now();
-        let counts = backfill(&context, &Wanted::all(entity), &mut Done::default(), true, tell).await?.counts;
-        let seconds = began.elapsed().as_secs_f64();
+        let summary = backfill(&context, &Wanted::all(entity), &mut Done::default(), true, tell).await?;
+        if summary.switched_off {
+            say!("  backfill   {}: switched off at Clerk", nouns(entity).1);
+            continue;
+        }
+        let (counts, seconds) = (summary.counts, began.elapsed().as_secs_f64());
         let seen = objects(counts.seen, entity);
         say!("  backfill   {seen}, {} of them written, in {seconds:.1} s", counts.applied);
     }

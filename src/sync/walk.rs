@@ -8,7 +8,8 @@
 //! If Clerk has no list of all objects, the walk goes through the owners and asks for the objects of each. This takes
 //! one request per owner, so an interrupted walk through owners continues where it stopped. Owners are listed in the
 //! order of their creation. An interrupted walk still has to visit the owners created after the last one whose objects
-//! were imported. It walks the pages in progress again, so at most two pages are in progress at a time.
+//! were imported. It walks the pages in progress again, so at most two pages are in progress at a time. If Clerk answers
+//! about one owner that the feature is switched off, no further owner of that kind is asked.
 
 use std::{
     collections::BTreeMap,

@@ -49,6 +49,7 @@ on_each_keeper!(
     memberships_that_leave_during_a_walk_hide_no_others,
     every_kind_is_taken_in_and_compared,
     the_parts_of_users_are_compared_with_them,
+    billing_that_is_switched_off_is_not_asked_about_for_every_owner,
     what_no_owner_has_is_switched_off,
     what_is_switched_off_for_some_owners_is_gone_for_none,
     memberships_are_compared_after_a_role_has_changed,
@@ -929,6 +930,34 @@ fn the_parts_of_users_are_compared_with_them(host: &mut Host) {
     reconcile(host, &["--allow-mass-delete"]);
     assert_eq!(rows(), before);
     assert_eq!(reconcile(host, &["--dry-run"]).0.code, Some(0));
+}
+
+fn billing_that_is_switched_off_is_not_asked_about_for_every_owner(host: &mut Host) {
+    host.set("SYNC_ENTITIES", "user,organization,subscription");
+    let clerk = Clerk::start(host, Options { users: 700, organizations: 200, ..Options::default() });
+    clerk.fake.behave(Behaviour { billing_off: true, ..Behaviour::default() });
+    let asked = || subscriptions_asked_for(&clerk);
+    for finished in [backfill(host, &[]).0, reconcile(host, &[]).0] {
+        assert_eq!(finished.code, Some(0), "{finished:?}");
+        let told = of_kinds(&finished);
+        assert_eq!(
+            (&told["subscription"]["switched_off"], &told["user"]["seen"]),
+            (&true.into(), &700.into())
+        );
+    }
+    // Only requests that were sent before the first answer: for users and for organizations, in each of the two runs.
+    assert!(asked() <= 4 * 32, "{}", asked());
+    let finished = host.run(&["backfill", "--entity", "subscription"]);
+    assert!(finished.stdout.contains("switched off at Clerk"), "{finished:?}");
+    // That one owner has no subscription does not mean that the feature is switched off.
+    clerk.fake.behave(Behaviour::default());
+    let last = clerk.users().ids().pop().expect("many users");
+    let subscription = sample_of(&entity::SUBSCRIPTION, &last);
+    clerk.fake.lists().put_one(&format!("users/{last}/billing/subscription"), Some(subscription));
+    let before = asked();
+    let (finished, summary) = backfill(host, &["--entity", "subscription"]);
+    assert_eq!((finished.code, &summary["seen"]), (Some(0), &1.into()), "{finished:?}");
+    assert_eq!((asked() - before, live(host, "subscriptions")), (900, 1));
 }
 
 /// The number of requests for the subscription of a user or an organization.

@@ -904,6 +904,9 @@ fn dev_says_what_it_ignores_and_makes_the_same_users_in_every_run() {
     host.unset("DATABASE_URL");
     let second = host.run(&["dev", "--fake-clerk", "30", "--once"]).succeeded();
     assert!(second.contains("30 users, 0 of them written") && !second.contains("ignored"), "{second}");
+    host.set("SYNC_ENTITIES", "user,subscription");
+    let third = host.run(&["dev", "--fake-clerk", "30", "--once"]).succeeded();
+    assert!(third.contains("subscriptions: switched off at Clerk"), "{third}");
     let service = Service::start(host.command(&["dev", "--fake-clerk", "0"]));
     eventually("the hint to press Ctrl-C", || service.out().contains("Ctrl-C"));
     let out = service.out();
