@@ -440,9 +440,14 @@ impl Host {
         if self.keeper == Keeper::Postgres { "true" } else { "1" }
     }
 
-    /// The rows of a query, every value as text.
+    /// The rows of a query, every value as text. A statement that loses a deadlock with the service is repeated.
     pub(crate) fn sql(&self, sql: &str) -> Vec<Vec<String>> {
-        self.connect().run(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+        loop {
+            match self.connect().run(sql) {
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("40001") => {}
+                result => return result.unwrap_or_else(|error| panic!("{sql}: {error}")),
+            }
+        }
     }
 
     /// The single value that a query returns.
