@@ -8,7 +8,6 @@ mod error;
 mod foreign;
 mod inspect;
 mod migrations;
-mod removal;
 pub(in crate::store) mod render;
 pub(in crate::store) mod seals;
 mod session;
@@ -29,13 +28,16 @@ use sqlx::{
 use tokio::sync::Notify;
 
 pub(super) use self::error::explain;
-use self::{error::connect_error, removal::Removal, session::MysqlSession, watch::Newest};
+use self::{error::connect_error, session::MysqlSession, watch::Newest};
 use super::{
     Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics,
     polling::Polling,
     relay::Relay,
-    sql::{Dialect, Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
+    sql::{
+        Dialect, Purpose, SqlDatabase, SqlTransaction, attempt::Attempts as _, removal::Removal, statistics,
+        unique_email,
+    },
 };
 use crate::model::{Entity, Kinds};
 

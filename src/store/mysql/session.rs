@@ -4,10 +4,7 @@
 //! whole transaction, and later statements would commit on their own. So every error ends the session, except refusals where
 //! the caller expects them. A session that is dropped before its end closes its connection.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -19,17 +16,16 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
-use super::{
-    error::{explain, is_of_the_statement, objects_error},
-    removal::Removal,
-};
+use super::error::{explain, is_of_the_statement, objects_error};
 use crate::{
-    model::{ClerkId, FieldSet, Kinds, Selection},
+    model::{ClerkId, Kinds},
     store::{
-        ErrorKind, Ledger as _, Mark, Result, RowFate, Session, StoreError, Way,
+        ErrorKind, Mark, Result, RowFate, Session, StoreError, Way,
         sql::{
-            Dialect, Row, RowCells, SqlSession, Statement, Step, Value, batch, objects::Statements, telling,
-            values,
+            Dialect, Row, RowCells, SqlSession, Statement, Step, Value,
+            attempt::{self, Attempts},
+            only,
+            removal::Removal,
         },
     },
 };
@@ -87,13 +83,6 @@ impl MysqlSession {
             return Err(error.clone());
         }
         self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
-    }
-
-    /// Run a text without parameters.
-    pub(super) async fn control(&mut self, text: &str) -> Result<()> {
-        let done =
-            self.connection()?.execute(sqlx::raw_sql(AssertSqlSafe(text.to_owned()))).await.map_err(explain);
-        self.noted(done.map(|_| ()))
     }
 
     /// Store an error: it ends the transaction.
@@ -154,102 +143,6 @@ impl MysqlSession {
         }
         Ok((rows, affected))
     }
-
-    /// Run a statement that writes rows of this table, where the application's code may run. If it cannot run although the
-    /// table has all of clerk-sync's columns, the fault is a trigger, or something else that the application added to the
-    /// table.
-    async fn written(
-        &mut self,
-        table: &'static str,
-        statement: &Statement,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Row>> {
-        let kinds = self.kinds;
-        let written = self.run(statement, values, |error| objects_error(error, table)).await;
-        match written.map(|(rows, _)| Row::all(rows, RowCells::Mysql, kinds)) {
-            Err(error) if is_of_the_statement(&error) && self.all_is_there(table).await => {
-                Err(StoreError { kind: ErrorKind::Refused, place: Some(format!("table {table}")), ..error })
-            }
-            written => written,
-        }
-    }
-
-    /// Whether the table has all of clerk-sync's columns.
-    async fn all_is_there(&mut self, table: &str) -> bool {
-        let Some(entity) = self.kinds.iter().find(|entity| entity.table == table) else { return false };
-        let statements = Statements::of(entity, FieldSet::ALL);
-        let nobody = [String::new()];
-        self.run(&statements.load, values![batch(&nobody).text(String::as_str)], explain).await.is_ok()
-    }
-
-    /// Run a statement that the application may refuse. A refusal leaves the transaction as it was.
-    async fn refusable(
-        &mut self,
-        table: &'static str,
-        statement: &Statement,
-        values: &[Value<'_>],
-    ) -> Result<Vec<Row>> {
-        match self.written(table, statement, values).await {
-            Err(refused) if refused.is_about_the_data() => Err(refused),
-            result => self.noted(result),
-        }
-    }
-
-    /// Remove these rows in one way, all at once or, if the application refuses, one by one. Returns the refusals.
-    async fn take(
-        &mut self,
-        way: Way,
-        ids: &[ClerkId],
-        at: DateTime<Utc>,
-    ) -> Result<HashMap<ClerkId, StoreError>> {
-        let mut refusals = HashMap::new();
-        let Err(refused) = self.refused(way, ids, at).await? else { return Ok(refusals) };
-        if ids.len() == 1 {
-            return Ok(HashMap::from([(ids[0].clone(), refused)]));
-        }
-        for id in ids {
-            if let Err(error) = self.refused(way, std::slice::from_ref(id), at).await? {
-                refusals.insert(id.clone(), error);
-            }
-        }
-        Ok(refusals)
-    }
-
-    /// Remove these rows of one kind in this way; returns the reason if the application refuses. `DELETE IGNORE` would skip
-    /// rows that a foreign key protects, but MySQL 9.7 then keeps the completed part of a cascade.
-    async fn refused(
-        &mut self,
-        way: Way,
-        ids: &[ClerkId],
-        at: DateTime<Utc>,
-    ) -> Result<std::result::Result<(), StoreError>> {
-        let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok(Ok(())) };
-        let removal = Arc::clone(&self.removal);
-        let statements = removal.of(entity);
-        let values = values![batch(ids).text(ClerkId::as_str), at];
-        let statement = match way {
-            Way::Delete => &statements.delete,
-            Way::Anonymize => &statements.anonymize,
-        };
-        let mut numbers: Vec<i64> = Vec::new();
-        if way == Way::Anonymize {
-            self.control("SAVEPOINT erasure").await?;
-            // By row number, because a trigger can also change the ids.
-            let rows = self.rows(&statements.numbers, values).await?;
-            numbers = rows.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
-        }
-        match self.refusable(entity.table, statement, values).await {
-            Ok(_) => {}
-            Err(error) if self.over.is_some() => return Err(error),
-            Err(error) => return Ok(Err(error)),
-        }
-        // A trigger can restore the old values.
-        if self.rows(&statements.kept, values![batch(&numbers).int(|number| *number)]).await?.is_empty() {
-            return Ok(Ok(()));
-        }
-        self.control("ROLLBACK TO SAVEPOINT erasure").await?;
-        Ok(Err(StoreError::unmoved()))
-    }
 }
 
 impl Drop for MysqlSession {
@@ -278,57 +171,13 @@ impl Session for MysqlSession {
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
-        let (mut fates, mut refusals) = (HashMap::new(), HashMap::new());
-        let mut there: HashSet<ClerkId> = self.load(ids, &Selection::default()).await?.into_keys().collect();
-        let mut standing = ids.to_vec();
-        for way in ways {
-            let refused = self.take(*way, &standing, at).await?;
-            // A trigger can also keep a row silently.
-            let left = telling(self, &standing).await?;
-            let fate = match way {
-                Way::Delete => RowFate::Deleted,
-                Way::Anonymize => RowFate::Anonymized,
-            };
-            // A row that was anonymised before does not identify its user either, but still exists if a key protects it.
-            for id in standing.into_iter().filter(|id| !left.contains(id) && !refused.contains_key(id)) {
-                if there.remove(&id) {
-                    fates.insert(id, fate.clone());
-                }
-            }
-            refusals.extend(refused);
-            standing = left;
-        }
-        if ways.is_empty() {
-            standing = telling(self, &standing).await?;
-        }
-        let marks: Vec<(ClerkId, DateTime<Utc>)> = standing.iter().map(|id| (id.clone(), at)).collect();
-        // The mark does not decide whether a row counts as deleted, so a refusal by the application does not matter.
-        self.mark(&marks, Mark::Set).await?;
-        for id in standing {
-            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
-            fates.insert(id, RowFate::Stands(reason));
-        }
-        Ok(fates)
+        let removal = Arc::clone(&self.removal);
+        removal.erase(self, ids, ways, at).await
     }
 
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
         let removal = Arc::clone(&self.removal);
-        for (id, at) in marks {
-            let statements = removal.of(id.entity());
-            let statement = match mark {
-                Mark::Set => &statements.mark,
-                Mark::Unset => &statements.unmark,
-            };
-            let this = batch(std::slice::from_ref(id)).text(ClerkId::as_str);
-            let values = values![this, *at];
-            self.control("SAVEPOINT mark").await?;
-            self.try_objects(id.entity().table, statement, values).await?;
-            // A trigger may have changed the row's `clerk_id`.
-            if self.rows(&statements.numbers, values).await?.is_empty() {
-                self.control("ROLLBACK TO SAVEPOINT mark").await?;
-            }
-        }
-        Ok(())
+        removal.mark(self, marks, mark).await
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
@@ -365,7 +214,7 @@ impl SqlSession for MysqlSession {
         let (rows, affected) = self.noted(done)?;
         match rows.first() {
             // A statement that needs the number counts rows itself: the server's count for an upsert says nothing.
-            Some(_) => crate::store::sql::only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
+            Some(_) => only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
             None => Ok(affected),
         }
     }
@@ -376,15 +225,15 @@ impl SqlSession for MysqlSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>> {
+        let removal = Arc::clone(&self.removal);
         if self.is_hurried
-            && let [Value::Batch(_), ..] = values
-            && let Some(entity) = self.kinds.iter().find(|entity| entity.table == table)
+            && let [ids @ Value::Batch(_), ..] = values
+            && let Some(locking) = removal.locking(table, self.kinds)
         {
             // The batch of a statement that writes rows begins with their ids.
-            let removal = Arc::clone(&self.removal);
-            self.rows(&removal.of(entity).numbers, &values[..1]).await?;
+            self.rows(locking, std::slice::from_ref(ids)).await?;
         }
-        let written = self.written(table, statement, values).await;
+        let written = attempt::written(self, table, statement, values).await;
         self.noted(written)
     }
 
@@ -394,8 +243,9 @@ impl SqlSession for MysqlSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<()> {
-        match self.refusable(table, statement, values).await {
-            Err(error) if self.over.is_some() => Err(error),
+        // After a refusal, the server itself undoes the statement.
+        match attempt::written(self, table, statement, values).await {
+            Err(error) if !error.is_about_the_data() || self.is_over() => Err(self.fail(error)),
             _ => Ok(()),
         }
     }
@@ -410,6 +260,31 @@ impl SqlSession for MysqlSession {
     }
 
     fn removed_personal_data(&mut self) {}
+}
+
+#[async_trait]
+impl Attempts for MysqlSession {
+    fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    fn is_of_the_statement(error: &StoreError) -> bool {
+        is_of_the_statement(error)
+    }
+
+    async fn control(&mut self, text: &str) -> Result<()> {
+        self.connection()?.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map(drop).map_err(explain)
+    }
+
+    async fn unjudged(
+        &mut self,
+        table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        let (rows, _) = self.run(statement, values, |error| objects_error(error, table)).await?;
+        Ok(Row::all(rows, RowCells::Mysql, self.kinds))
+    }
 }
 
 /// The values of a statement that writes rows, split so that the rows of each portion fit into a packet; empty for other

@@ -4,6 +4,7 @@
 //! transactions and runs statements in its dialect. It writes by hand only the operations that its database does better
 //! than others, or differently. All other operations are derived from these.
 
+pub(in crate::store) mod attempt;
 mod batch;
 pub mod ddl;
 mod ledger;
@@ -12,6 +13,7 @@ mod notes;
 pub(in crate::store) mod objects;
 mod outbox;
 pub(in crate::store) mod queue;
+pub(in crate::store) mod removal;
 mod retention;
 mod row;
 pub(in crate::store) mod statement;

@@ -63,6 +63,12 @@ pub(super) async fn size(connection: &mut SqliteConnection) -> Result<u64> {
     only(&ask(connection, query).await?)?.get(0)
 }
 
+/// Number of live users.
+pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<u64> {
+    let query = sqlx::query(migrations::named("SELECT count(*) FROM users WHERE deleted_at IS NULL"));
+    only(&ask(connection, query).await?)?.get(0)
+}
+
 async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>> {
     let query = sqlx::query(
         "SELECT name, json_group_array(\"column\"), target FROM (

@@ -14,7 +14,6 @@
 mod transaction;
 
 mod others;
-mod removal;
 pub(super) mod seals;
 
 mod error;
@@ -51,14 +50,13 @@ pub use permission::check as check_permission;
 pub(super) use self::error::explain;
 use self::{
     others::Files,
-    removal::Removal,
     transaction::{Housekeeping, SqliteSession},
 };
 use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics, StoreError,
     polling::Polling,
-    sql::{Purpose, SqlDatabase, SqlTransaction, statistics, unique_email},
+    sql::{Purpose, SqlDatabase, SqlTransaction, removal::Removal, statistics, unique_email},
 };
 use crate::model::{Entity, Kinds};
 
@@ -226,7 +224,7 @@ impl Database for Sqlite {
     }
 
     async fn estimate_standing(&self) -> Result<Count> {
-        Ok(Count::exact(removal::count_standing(&mut *self.read().await?).await?))
+        inspect::count_standing(&mut *self.read().await?).await.map(Count::exact)
     }
 
     async fn compact(&self, at_most: u64, erased_since: Option<DateTime<Utc>>) -> Result<bool> {

@@ -13,19 +13,22 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::{SqliteConnection, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection};
 use tokio::sync::Notify;
 
 use super::{
     error::{explain, is_of_the_statement},
-    removal::{Removal, Step},
     statement::{bound, rows},
 };
 use crate::{
-    model::{ClerkId, Entity, FieldSet, Kinds},
+    model::{ClerkId, Kinds},
     store::{
         ErrorKind, Mark, Patience, Result, RowFate, Session, StoreError, Way,
-        sql::{Dialect, Row, SqlSession, Statement, Value, batch, objects::Statements, telling, values},
+        sql::{
+            Dialect, Row, SqlSession, Statement, Value,
+            attempt::{self, Attempts},
+            removal::Removal,
+        },
     },
 };
 
@@ -79,92 +82,6 @@ impl SqliteSession {
         }
         result
     }
-
-    /// Judge the result of a statement on this table, where the application's code may run. If the statement cannot run
-    /// although the table has all of clerk-sync's columns, the fault is a trigger, or something else that the application added
-    /// to the table.
-    async fn judged<T>(&mut self, table: &str, written: Result<T>) -> Result<T> {
-        let kinds = self.kinds;
-        match written {
-            Err(error)
-                if is_of_the_statement(&error) && all_is_there(self.connection()?, kinds, table).await =>
-            {
-                Err(StoreError { kind: ErrorKind::Refused, place: Some(format!("table {table}")), ..error })
-            }
-            written => written,
-        }
-    }
-
-    /// Apply a step to all of these rows of one kind together or, if the application refuses, to each alone. Returns the ids
-    /// for which it succeeded, and the refusals.
-    async fn each(
-        &mut self,
-        step: Step,
-        ids: &[ClerkId],
-        at: DateTime<Utc>,
-    ) -> Result<(Vec<ClerkId>, Vec<(ClerkId, StoreError)>)> {
-        let Some(entity) = ids.first().map(ClerkId::entity) else { return Ok((Vec::new(), Vec::new())) };
-        match self.step(step, entity, ids, at).await {
-            Ok(done) => return Ok((done, Vec::new())),
-            Err(error) if error.is_about_the_data() && self.over.is_none() => {}
-            Err(error) => return Err(error),
-        }
-        let (mut done, mut refused) = (Vec::new(), Vec::new());
-        for id in ids {
-            match self.step(step, entity, std::slice::from_ref(id), at).await {
-                Ok(one) => done.extend(one),
-                Err(error) if error.is_about_the_data() && self.over.is_none() => {
-                    refused.push((id.clone(), error));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok((done, refused))
-    }
-
-    async fn step(
-        &mut self,
-        step: Step,
-        entity: &'static Entity,
-        ids: &[ClerkId],
-        at: DateTime<Utc>,
-    ) -> Result<Vec<ClerkId>> {
-        let done = self
-            .refusable(entity.table, async |this: &mut Self| {
-                let housekeeping = Arc::clone(&this.housekeeping);
-                housekeeping.removal.run(this.connection()?, entity, step, ids, at).await
-            })
-            .await?;
-        self.erased |= matches!(step, Step::Take(_)) && !done.is_empty();
-        Ok(done)
-    }
-
-    /// Run an operation that the application may refuse. A refusal leaves the transaction as it was.
-    async fn refusable<T>(
-        &mut self,
-        table: &str,
-        what: impl AsyncFnOnce(&mut Self) -> Result<T>,
-    ) -> Result<T> {
-        let entered = control(self.connection()?, "SAVEPOINT erasure").await;
-        self.noted(entered)?;
-        let done = what(self).await;
-        match self.judged(table, done).await {
-            Ok(done) => {
-                let left = control(self.connection()?, "RELEASE erasure").await;
-                self.noted(left)?;
-                Ok(done)
-            }
-            Err(refused) if refused.is_about_the_data() => {
-                let undone = control(self.connection()?, "ROLLBACK TO erasure; RELEASE erasure").await;
-                // A trigger with RAISE(ROLLBACK) removes the savepoint and the transaction. Then the refusal is final.
-                if undone.is_err() {
-                    self.over = Some(refused.clone());
-                }
-                Err(refused)
-            }
-            error => self.noted(error),
-        }
-    }
 }
 
 impl Drop for SqliteSession {
@@ -192,37 +109,13 @@ impl Session for SqliteSession {
         ways: &[Way],
         at: DateTime<Utc>,
     ) -> Result<HashMap<ClerkId, RowFate>> {
-        let mut fates = HashMap::new();
-        let mut refusals: HashMap<ClerkId, StoreError> = HashMap::new();
-        let mut standing = ids.to_vec();
-        for way in ways {
-            let (done, refused) = self.each(Step::Take(*way), &standing, at).await?;
-            let fate = match way {
-                Way::Delete => RowFate::Deleted,
-                Way::Anonymize => RowFate::Anonymized,
-            };
-            fates.extend(done.into_iter().map(|id| (id, fate.clone())));
-            refusals.extend(refused);
-            // A trigger can also keep a row silently.
-            standing = telling(self, &standing).await?;
-        }
-        if ways.is_empty() {
-            standing = telling(self, &standing).await?;
-        }
-        // The mark does not decide whether a row counts as deleted, so a refusal by the application does not matter.
-        self.each(Step::Mark(Mark::Set), &standing, at).await?;
-        for id in standing {
-            let reason = refusals.remove(&id).unwrap_or_else(StoreError::unmoved);
-            fates.insert(id, RowFate::Stands(reason));
-        }
-        Ok(fates)
+        let housekeeping = Arc::clone(&self.housekeeping);
+        housekeeping.removal.erase(self, ids, ways, at).await
     }
 
     async fn mark(&mut self, marks: &[(ClerkId, DateTime<Utc>)], mark: Mark) -> Result<()> {
-        for (id, at) in marks {
-            self.each(Step::Mark(mark), std::slice::from_ref(id), *at).await?;
-        }
-        Ok(())
+        let housekeeping = Arc::clone(&self.housekeeping);
+        housekeeping.removal.mark(self, marks, mark).await
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
@@ -288,9 +181,7 @@ impl SqlSession for SqliteSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>> {
-        let kinds = self.kinds;
-        let written = rows(self.connection()?, kinds, statement, values).await;
-        let written = self.judged(table, written).await;
+        let written = attempt::written(self, table, statement, values).await;
         self.noted(written)
     }
 
@@ -300,16 +191,9 @@ impl SqlSession for SqliteSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<()> {
-        let tried = self
-            .refusable(table, async |this: &mut Self| {
-                let kinds = this.kinds;
-                rows(this.connection()?, kinds, statement, values).await
-            })
-            .await;
-        match tried {
-            Err(error) if !error.is_about_the_data() || self.over.is_some() => Err(error),
-            _ => Ok(()),
-        }
+        attempt::begin(self).await?;
+        let tried = attempt::written(self, table, statement, values).await;
+        attempt::end(self, tried).await.map(drop)
     }
 
     fn fail(&mut self, reason: StoreError) -> StoreError {
@@ -326,12 +210,29 @@ impl SqlSession for SqliteSession {
     }
 }
 
-/// Whether the table has all of clerk-sync's columns.
-async fn all_is_there(connection: &mut SqliteConnection, kinds: Kinds, table: &str) -> bool {
-    let Some(entity) = kinds.iter().find(|entity| entity.table == table) else { return false };
-    let statements = Statements::of(entity, FieldSet::ALL);
-    let nobody = values![batch::<ClerkId>(&[]).text(ClerkId::as_str)];
-    rows(connection, kinds, &statements.load, nobody).await.is_ok()
+#[async_trait]
+impl Attempts for SqliteSession {
+    fn is_over(&self) -> bool {
+        self.over.is_some()
+    }
+
+    fn is_of_the_statement(error: &StoreError) -> bool {
+        is_of_the_statement(error)
+    }
+
+    async fn control(&mut self, text: &str) -> Result<()> {
+        control(self.connection()?, text).await
+    }
+
+    async fn unjudged(
+        &mut self,
+        _table: &'static str,
+        statement: &Statement,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>> {
+        let kinds = self.kinds;
+        rows(self.connection()?, kinds, statement, values).await
+    }
 }
 
 /// State that the writer keeps between transactions.
@@ -372,7 +273,7 @@ async fn checkpoint(connection: &mut SqliteConnection) -> Result<bool> {
 }
 
 /// Run transaction control, which takes no parameters and whose rows do not matter.
-async fn control(connection: &mut SqliteConnection, statements: &'static str) -> Result<()> {
-    sqlx::raw_sql(statements).execute(connection).await.map_err(explain)?;
+async fn control(connection: &mut SqliteConnection, statements: &str) -> Result<()> {
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(connection).await.map_err(explain)?;
     Ok(())
 }
