@@ -81,8 +81,10 @@ pub trait Session: Send {
     fn kinds(&self) -> Kinds;
 
     /// Why the database may hide rows of clerk-sync's tables, so that clerk-sync cannot conclude that a row is gone; `None` if
-    /// it hides nothing.
-    async fn hidden(&mut self) -> Result<Option<StoreError>>;
+    /// it hides nothing, as where there is no row level security.
+    async fn hidden(&mut self) -> Result<Option<StoreError>> {
+        Ok(None)
+    }
 
     /// Remove rows of one kind. Each row is removed in the first of these ways that the application's constraints and triggers
     /// allow. A refusal for one row does not affect the others. Rows that cannot be removed are marked as deleted if the

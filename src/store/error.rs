@@ -112,6 +112,11 @@ impl StoreError {
         Self { place: Some(place), ..Self::new(ErrorKind::Refused) }
     }
 
+    /// The error for a value in clerk-sync's tables that another program must have written.
+    pub(super) fn unreadable(column: &str) -> Self {
+        Self { place: Some(format!("column {column} cannot be read")), ..Self::new(ErrorKind::Broken) }
+    }
+
     /// The tables do not match the expected schema.
     pub fn schema(explanation: String) -> Self {
         Self { kind: ErrorKind::Schema, code: None, place: Some(explanation) }

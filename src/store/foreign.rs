@@ -89,12 +89,21 @@ pub(super) fn rows(
     reading: &ForeignReading,
     words: &Words,
 ) -> Result<Vec<ForeignRow>> {
-    let rows = rows.map_err(|error| explained(error, reading, words))?;
+    let rows = rows.map_err(|error| explained(refused(error), reading, words))?;
     let read = |row: &Row| {
         let values = serde_json::from_str(&row.get::<String>(1)?).unwrap_or_default();
         Ok(ForeignRow { id: row.get(0)?, values, meets_condition: row.get(2)? })
     };
     rows.iter().map(read).collect()
+}
+
+/// The same error, as a refusal if a function that a condition calls writes.
+fn refused(error: StoreError) -> StoreError {
+    // The codes of SQLite and of MySQL and MariaDB for a write in a read-only mode.
+    match error.code.as_deref() {
+        Some("8" | "1792") => StoreError { kind: ErrorKind::Refused, ..error },
+        _ => error,
+    }
 }
 
 /// The same error, explained if only the operator's condition can have caused it.

@@ -44,6 +44,30 @@ pub struct Inspection {
     pub size: Result<Size>,
 }
 
+impl Inspection {
+    /// A database of this version, in which nothing is found.
+    pub(super) fn of(version: String, size: Result<Size>) -> Self {
+        Self {
+            version,
+            needs: None,
+            now: None,
+            standby: false,
+            read_only: false,
+            missing: Vec::new(),
+            migrations: None,
+            tables: Ok(()),
+            hidden: None,
+            rules: Vec::new(),
+            references: Vec::new(),
+            route: None,
+            sequences: Vec::new(),
+            settings: Vec::new(),
+            bypass: None,
+            size,
+        }
+    }
+}
+
 /// A missing privilege or another problem.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Missing {

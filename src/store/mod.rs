@@ -387,3 +387,8 @@ pub struct ForeignRow {
     /// Whether the row meets the condition.
     pub meets_condition: bool,
 }
+
+/// A random, unique text.
+fn token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}

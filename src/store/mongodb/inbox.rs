@@ -16,11 +16,11 @@ use mongodb::bson::{Bson, Document, doc};
 
 use super::{
     cells::{Cells as _, bytes, maybe_time, named, plain, time},
-    session::{Commands, MongoSession, server_time, token},
+    session::{Commands, MongoSession, server_time},
 };
 use crate::{
     model::{ClerkId, Kinds, Outcome, SvixId},
-    store::{Inbox, Parked, Record, Result, Waiting, sql::objects::by_kind},
+    store::{Inbox, Parked, Record, Result, Waiting, sql::objects::by_kind, token},
     telemetry::TraceContext,
 };
 

@@ -388,26 +388,18 @@ impl Database for Mongo {
         let info = Alone(&self.server).command(doc! { "buildInfo": 1 }).await?;
         let version: String = info.maybe("version").unwrap_or_default();
         let is_set = hello.contains_key("setName");
+        let size = self.size().await.map(|(database, _)| Size { database, ours: None });
         Ok(Inspection {
-            version: format!("MongoDB {version}"),
-            needs: None,
             now: hello.maybe("localTime"),
             standby: hello.maybe::<bool>("secondary") == Some(true),
             read_only: hello.maybe::<bool>("readOnly") == Some(true),
-            missing: Vec::new(),
             migrations: Some(self.migration_status().await),
             tables: if is_set { Ok(()) } else { Err(error::standalone()) },
-            hidden: None,
-            rules: Vec::new(),
-            references: Vec::new(),
-            route: None,
-            sequences: Vec::new(),
-            settings: Vec::new(),
             bypass: Some(
                 "MongoDB has no triggers: an account that may update or delete documents of audit_log can change the trail, and only \
                  seals reveal it",
             ),
-            size: self.size().await.map(|(database, _)| Size { database, ours: None }),
+            ..Inspection::of(format!("MongoDB {version}"), size)
         })
     }
 

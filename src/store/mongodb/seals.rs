@@ -13,11 +13,11 @@ use tokio::time::sleep;
 use super::{
     Mongo,
     cells::{Cells as _, time},
-    session::{Alone, Commands, MongoSession, server_time, token},
+    session::{Alone, Commands, MongoSession, server_time},
 };
 use crate::{
     model::{LineHash, Seal, seal::Cell},
-    store::{ErrorKind, Result, StoreError, ToSeal, Unsealed, prefix},
+    store::{ErrorKind, Result, StoreError, ToSeal, Unsealed, prefix, token},
 };
 
 /// A writer that has been registered for longer than this counts as dead, because no transaction takes that long.

@@ -217,11 +217,6 @@ pub(super) async fn server_time(server: &Arc<Server>) -> Result<DateTime<Utc>> {
     Alone(server).command(doc! { "hello": 1 }).await?.need("localTime")
 }
 
-/// A random, unique text.
-pub(super) fn token() -> String {
-    format!("{:032x}", rand::random::<u128>())
-}
-
 /// A transaction.
 pub(super) struct MongoSession {
     pub(super) server: Arc<Server>,
@@ -373,11 +368,6 @@ async fn ended(session: Option<ClientSession>, server: &Arc<Server>, beside: Bes
 impl Session for MongoSession {
     fn kinds(&self) -> Kinds {
         self.server.kinds
-    }
-
-    async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // MongoDB has no row level security.
-        Ok(None)
     }
 
     async fn erase(

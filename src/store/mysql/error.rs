@@ -2,13 +2,12 @@
 //! misleading one. Messages are dropped, because they contain row values. Only names are extracted from those whose format
 //! leaves no room for anything else, in the language that the sessions request.
 
-use std::io;
-
 use sqlx::{Error, mysql::MySqlDatabaseError};
 
+use super::text::{identifier, qualified};
 use crate::{
     entity,
-    store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX, prefix, schema},
+    store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX, prefix, schema, sql::of_driver},
 };
 
 // Sources: https://dev.mysql.com/doc/mysql-errors/9.7/en/server-error-reference.html and
@@ -16,6 +15,7 @@ use crate::{
 const DUPLICATE: u16 = 1062;
 const TABLE_DENIED: u16 = 1142;
 const COLUMN_DENIED: u16 = 1143;
+const NO_TABLE: u16 = 1146;
 const OUT_OF_RANGE: u16 = 1264;
 const TOO_LONG: u16 = 1406;
 const REFERENCED: u16 = 1451;
@@ -41,19 +41,7 @@ pub(in crate::store) fn explain(error: Error) -> StoreError {
         Error::Protocol(why) if why.starts_with("unknown authentication plugin") => {
             closed(UNKNOWN_PLUGIN, OTHER_PLUGIN)
         }
-        Error::Tls(_) | Error::Configuration(_) => unavailable(NO_TLS),
-        // The peer's certificate is verified while reading.
-        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => unavailable(NO_TLS),
-        // After an error of the driver itself, the connection cannot be used again.
-        Error::Io(_)
-        | Error::Protocol(_)
-        | Error::PoolTimedOut
-        | Error::PoolClosed
-        | Error::WorkerCrashed
-        | Error::BeginFailed => StoreError::new(ErrorKind::Unavailable),
-        // A time in a year that the driver cannot encode.
-        Error::Encode(_) => StoreError::new(ErrorKind::BadData),
-        _ => StoreError::new(ErrorKind::Broken),
+        error => of_driver(&error, "ssl-mode, ssl-ca, ssl-cert, ssl-key"),
     }
 }
 
@@ -90,15 +78,8 @@ const PASSWORD_NEEDS_TLS: &str = "the account of DATABASE_URL uses caching_sha2_
 const OTHER_PLUGIN: &str = "the account of DATABASE_URL uses an authentication plugin that clerk-sync does not support: give it \
                             caching_sha2_password or mysql_native_password";
 
-const NO_TLS: &str = "the encrypted connection failed: the server has no TLS, its certificate is not trusted or is for another \
-                      name, or a file that DATABASE_URL names cannot be used (ssl-mode, ssl-ca, ssl-cert, ssl-key)";
-
-fn unavailable(place: &str) -> StoreError {
-    StoreError { place: Some(place.to_owned()), ..StoreError::new(ErrorKind::Unavailable) }
-}
-
 fn closed(code: &str, place: &str) -> StoreError {
-    StoreError { code: Some(code.to_owned()), ..unavailable(place) }
+    StoreError { kind: ErrorKind::Unavailable, code: Some(code.to_owned()), place: Some(place.to_owned()) }
 }
 
 /// What the server reports, without values.
@@ -181,12 +162,12 @@ fn is_of_the_session(number: u16) -> bool {
 /// Whether one of clerk-sync's keys reports that another row has the address, the id or the unique values. MariaDB does not
 /// name the table.
 fn is_of_ours(table: Option<&str>, key: &str) -> bool {
-    let mut tables =
-        entity::ALL.iter().map(|entity| entity.table).filter(|ours| table.is_none_or(|table| table == *ours));
-    tables.any(|ours| {
+    let is_of = |ours: &str| {
         let of_it = key.strip_prefix(ours).and_then(|rest| rest.strip_prefix('_'));
-        key == UNIQUE_EMAIL_INDEX || key == "clerk_id" || matches!(of_it, Some("clerk_id" | "live"))
-    })
+        table.is_none_or(|table| table == ours)
+            && (matches!(key, UNIQUE_EMAIL_INDEX | "clerk_id") || matches!(of_it, Some("clerk_id" | "live")))
+    };
+    entity::ALL.iter().any(|entity| is_of(entity.table))
 }
 
 /// The meaning of a common number, or otherwise the names in a message.
@@ -223,32 +204,32 @@ fn names(number: u16, message: &str) -> Option<String> {
         REFERENCED | NOT_REFERENCED => foreign_key(message),
         4025 => {
             let (name, rest) = identifier(message.strip_prefix("CONSTRAINT ")?)?;
-            let (_, rest) = identifier(rest.strip_prefix(" failed for ")?)?;
-            let (table, rest) = identifier(rest.strip_prefix('.')?)?;
+            let (table, rest) = qualified(rest.strip_prefix(" failed for ")?)?;
             rest.is_empty().then(|| format!("table {table}, constraint {name}"))
-        }
-        3819 => Some(format!("constraint {}", first(message, "Check constraint '", "' is violated.")?)),
-        1048 => Some(format!("column {}", first(message, "Column '", "' cannot be null")?)),
-        1364 => Some(format!("column {}", first(message, "Field '", "' doesn't have a default value")?)),
-        TOO_LONG => Some(format!("column {}", first(message, "Data too long for column '", "' at row ")?)),
-        OUT_OF_RANGE => {
-            Some(format!("column {}", first(message, "Out of range value for column '", "' at row ")?))
-        }
-        1054 => Some(format!("column {}", first(message, "Unknown column '", "' in ")?)),
-        1146 => Some(format!("table {}", last_of(first(message, "Table '", "' doesn't exist")?))),
-        1442 => Some(format!("table {}", first(message, "Can't update table '", "' in ")?)),
-        1305 => {
-            let function = first(message, "FUNCTION ", " does not exist");
-            Some(format!(
-                "function {}",
-                function.or_else(|| first(message, "PROCEDURE ", " does not exist"))?
-            ))
         }
         TABLE_DENIED => Some(format!("table {}", denied(message.rsplit_once(" for table ")?.1)?)),
         COLUMN_DENIED => Some(format!("table {}", denied(message.rsplit_once(" in table ")?.1)?)),
-        _ => None,
+        _ => NAMING.iter().filter(|(known, ..)| *known == number).find_map(|(_, what, before, behind)| {
+            let name = plain(message.strip_prefix(before)?.split_once(behind)?.0)?;
+            let name = if number == NO_TABLE { last_of(name) } else { name };
+            Some(format!("{what} {name}"))
+        }),
     }
 }
+
+/// Messages with one name: the number, what it names, and the texts before and behind the name.
+const NAMING: [(u16, &str, &str, &str); 10] = [
+    (3819, "constraint", "Check constraint '", "' is violated."),
+    (1048, "column", "Column '", "' cannot be null"),
+    (1364, "column", "Field '", "' doesn't have a default value"),
+    (TOO_LONG, "column", "Data too long for column '", "' at row "),
+    (OUT_OF_RANGE, "column", "Out of range value for column '", "' at row "),
+    (1054, "column", "Unknown column '", "' in "),
+    (NO_TABLE, "table", "Table '", "' doesn't exist"),
+    (1442, "table", "Can't update table '", "' in "),
+    (1305, "function", "FUNCTION ", " does not exist"),
+    (1305, "function", "PROCEDURE ", " does not exist"),
+];
 
 /// The table and the key of `Duplicate entry '…' for key 'users.email'`. The value in the message can be any text, even a part
 /// of this pattern.
@@ -261,8 +242,7 @@ fn key(message: &str) -> Option<(Option<&str>, &str)> {
 /// The names in ``… a foreign key constraint fails (`shop`.`orders`, CONSTRAINT `of_user` FOREIGN KEY (…``.
 fn foreign_key(message: &str) -> Option<String> {
     let (_, told) = message.split_once(" a foreign key constraint fails (")?;
-    let (_, rest) = identifier(told)?;
-    let (table, rest) = identifier(rest.strip_prefix('.')?)?;
+    let (table, rest) = qualified(told)?;
     let (name, rest) = identifier(rest.strip_prefix(", CONSTRAINT ")?)?;
     rest.starts_with(" FOREIGN KEY (").then(|| format!("table {table}, constraint {name}"))
 }
@@ -272,30 +252,8 @@ fn denied(told: &str) -> Option<String> {
     if let Some(name) = told.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
         return plain(name).map(str::to_owned);
     }
-    let (_, rest) = identifier(told)?;
-    let (table, rest) = identifier(rest.strip_prefix('.')?)?;
+    let (table, rest) = qualified(told)?;
     rest.is_empty().then_some(table)
-}
-
-/// A name in backticks or, under `ANSI_QUOTES`, in double quotes, and the text after it.
-pub(super) fn identifier(text: &str) -> Option<(String, &str)> {
-    let quote = text.chars().next().filter(|quote| matches!(quote, '`' | '"'))?;
-    let (mut name, mut rest) = (String::new(), &text[1..]);
-    loop {
-        let (part, behind) = rest.split_once(quote)?;
-        name.push_str(part);
-        let Some(more) = behind.strip_prefix(quote) else {
-            let is_name = (1..=64).contains(&name.chars().count()) && !name.contains(char::is_control);
-            return is_name.then_some((name, behind));
-        };
-        name.push(quote);
-        rest = more;
-    }
-}
-
-/// The name between these two texts; the message begins with the first.
-fn first<'a>(message: &'a str, before: &str, behind: &str) -> Option<&'a str> {
-    plain(message.strip_prefix(before)?.split_once(behind)?.0)
 }
 
 /// The name, if it has only characters of plain identifiers.

@@ -1,22 +1,18 @@
 //! Reading an application's table.
 
-use sqlx::{
-    AssertSqlSafe, MySqlConnection,
-    mysql::{MySql, MySqlArguments},
-    query::Query,
-};
+use sqlx::MySqlConnection;
 
-use super::{inspect::ask, migrations};
+use super::{
+    migrations,
+    text::{identifier, literal},
+};
 use crate::store::{
     ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
     foreign::{self, Words},
     prefix,
     schema::quoted,
-    sql::{Row, only},
+    sql::{Row, ask::Ask as _, values},
 };
-
-/// The error for a write in a read-only transaction, even by a function that a condition calls.
-const READ_ONLY: &str = "1792";
 
 /// Names are in double quotes: see `sql_mode`. Only names and the operator's condition are written into a statement.
 const WORDS: Words = Words {
@@ -46,8 +42,9 @@ pub(super) async fn describe(connection: &mut MySqlConnection, table: &str) -> R
     }
     let columns: Vec<ForeignColumn> = found.columns.iter().map(Column::described).collect();
     let statement = foreign::counting(&columns, &found.quoted(), &WORDS);
-    let counts = ask(connection, patient(&statement)).await?;
-    let zone = zone(connection).await?;
+    let counts = connection.verbatim(&patient(&statement), values![]).await?;
+    let row = connection.one("SELECT @@global.time_zone, @@system_time_zone", values![]).await?;
+    let zone = zone_of(&row.get::<String>(0)?, &row.get::<String>(1)?);
     Ok(ForeignTable { zone, ..foreign::counted(&counts, columns)? })
 }
 
@@ -69,23 +66,19 @@ pub(super) async fn read(
             .iter()
             .find(|column| column.name == *name)
             .map_or_else(|| quoted(name), Column::value);
-        format!("'{}', {value}", name.replace('\\', "\\\\").replace('\'', "''"))
+        format!("{}, {value}", literal(name))
     };
     let pairs = reading.columns.iter().map(pair).collect::<Vec<_>>().join(", ");
     let id = text(&quoted(&reading.id));
     let json = format!("json_object({pairs})");
     let statement = foreign::page(reading, &id, &json, &found.quoted(), &WORDS);
     // A prepared statement is always a single one, whatever the condition contains.
-    let rows = ask(connection, patient(&statement).bind(after).bind(after).bind(limit)).await;
-    let refused = |error: StoreError| match error.code.as_deref() {
-        Some(READ_ONLY) => StoreError { kind: ErrorKind::Refused, ..error },
-        _ => error,
-    };
-    foreign::rows(rows.map_err(refused), reading, &WORDS)
+    let rows = connection.verbatim(&patient(&statement), values![after, after, limit]).await;
+    foreign::rows(rows, reading, &WORDS)
 }
 
-fn patient<'q>(statement: &str) -> Query<'q, MySql, MySqlArguments> {
-    sqlx::query(AssertSqlSafe(statement.replacen("SELECT ", PATIENT, 1))).persistent(false)
+fn patient(statement: &str) -> String {
+    statement.replacen("SELECT ", PATIENT, 1)
 }
 
 /// The value of a column, as a text that compares byte by byte.
@@ -132,21 +125,22 @@ impl Found {
 impl Column {
     /// Nothing is counted yet.
     fn described(&self) -> ForeignColumn {
-        let texts = [
-            "char",
-            "varchar",
-            "tinytext",
-            "text",
-            "mediumtext",
-            "longtext",
-            "enum",
-            "set",
-            "binary",
-            "varbinary",
-        ];
+        let is_text = matches!(
+            &*self.type_name,
+            "char"
+                | "varchar"
+                | "tinytext"
+                | "text"
+                | "mediumtext"
+                | "longtext"
+                | "enum"
+                | "set"
+                | "binary"
+                | "varbinary"
+        );
         ForeignColumn {
             name: self.name.clone(),
-            is_text: texts.contains(&&*self.type_name),
+            is_text,
             lacks_zone: self.type_name == "datetime",
             ..ForeignColumn::default()
         }
@@ -171,67 +165,52 @@ impl Column {
 /// The table of this name, written plainly (`User`, `shop.User`) or as in SQL (`` shop.`User` ``).
 async fn find(connection: &mut MySqlConnection, table: &str) -> Result<Found> {
     let (database, name) = parts(table);
-    let query = sqlx::query(
-        "SELECT CAST(table_schema AS char), CAST(table_name AS char), CAST(column_name AS char), CAST(data_type AS char),
+    let query =
+        "SELECT CAST(table_schema AS char), CAST(table_name AS char), CAST(column_name AS char), CAST(lower(data_type) AS char),
                 table_schema = database()
          FROM information_schema.columns
          WHERE table_schema = coalesce(?, database()) AND table_name = ?
-         ORDER BY table_schema, table_name, ordinal_position",
-    );
-    let mut rows = Vec::new();
-    for row in ask(connection, query.bind(database).bind(&name)).await? {
-        let (database, name): (String, String) = (row.get(0)?, row.get(1)?);
-        let column = Column { name: row.get(2)?, type_name: row.get::<String>(3)?.to_ascii_lowercase() };
-        rows.push((database, name, row.get::<bool>(4)?, column));
-    }
+         ORDER BY table_schema, table_name, ordinal_position";
+    let rows = connection.verbatim(query, values![&database, &name]).await?;
+    let names: Vec<String> = rows.iter().map(|row| row.get(1)).collect::<Result<_>>()?;
     // This query compares names without regard to case. In SQL, whether case matters depends on the server's file system.
-    if rows.iter().any(|(_, found, ..)| *found == name) {
-        rows.retain(|(_, found, ..)| *found == name);
-    }
-    let first = rows.first().map(|(database, name, is_ours, _)| (database.clone(), name.clone(), *is_ours));
-    let Some((database, name, is_in_our_database)) = first else {
+    let first = names.iter().position(|found| *found == name).unwrap_or(0);
+    let Some(row) = rows.get(first) else {
         return Err(StoreError::schema(format!(
             "there is no table {table} that the user of DATABASE_URL may read: write it as in SQL, such as `User`, or shop.`User` for \
              a table of another database"
         )));
     };
-    let of_it = rows.into_iter().filter(|(_, found, ..)| *found == name);
-    Ok(Found { columns: of_it.map(|(.., column)| column).collect(), database, is_in_our_database, name })
+    let of_it = rows.iter().zip(&names).filter(|(_, name)| **name == names[first]);
+    let column = |(row, _): (&Row, &String)| Ok(Column { name: row.get(2)?, type_name: row.get(3)? });
+    Ok(Found {
+        database: row.get(0)?,
+        is_in_our_database: row.get(4)?,
+        columns: of_it.map(column).collect::<Result<_>>()?,
+        name: names[first].clone(),
+    })
 }
 
 /// The database, if it is given, and the table.
 fn parts(table: &str) -> (Option<String>, String) {
-    let quotes = ['`', '"'];
-    let mut quote = None;
-    let dot = table.char_indices().find(|(_, c)| {
-        match quote {
-            Some(open) if *c == open => quote = None,
-            None if quotes.contains(c) => quote = Some(*c),
-            _ => {}
-        }
-        quote.is_none() && *c == '.'
-    });
-    let bare = |name: &str| {
-        let inner = |quote: char| name.strip_prefix(quote)?.strip_suffix(quote).map(|name| (name, quote));
-        let doubled =
-            |(name, quote): (&str, char)| name.replace(&format!("{quote}{quote}"), &quote.to_string());
-        quotes.into_iter().find_map(inner).map_or_else(|| name.to_owned(), doubled)
+    let bare = |name: &str| match identifier(name) {
+        Some((inner, "")) => inner,
+        _ => name.to_owned(),
+    };
+    // A quoted name can contain dots.
+    let dot = match identifier(table) {
+        Some((_, rest)) => rest.starts_with('.').then(|| table.len() - rest.len()),
+        None => table.find('.'),
     };
     match dot {
-        Some((dot, _)) => (Some(bare(&table[..dot])), bare(&table[dot + 1..])),
+        Some(dot) => (Some(bare(&table[..dot])), bare(&table[dot + 1..])),
         None => (None, bare(table)),
     }
 }
 
 /// The zone in which the application's sessions write times without a zone, if the database can show it. clerk-sync's own
-/// sessions cannot, because the driver requests UTC.
-async fn zone(connection: &mut MySqlConnection) -> Result<Option<String>> {
-    let rows = ask(connection, sqlx::query("SELECT @@global.time_zone, @@system_time_zone")).await?;
-    let row: &Row = only(&rows)?;
-    Ok(zone_of(&row.get::<String>(0)?, &row.get::<String>(1)?))
-}
-
-/// The zone that is set, or otherwise the machine's, which only counts if it is UTC.
+/// sessions cannot, because the driver requests UTC. It is the zone that is set, or otherwise the machine's, which only counts
+/// if it is UTC.
 fn zone_of(set: &str, of_the_machine: &str) -> Option<String> {
     let is_utc =
         |zone: &str| matches!(zone, "UTC" | "GMT" | "Etc/UTC" | "Etc/GMT" | "UCT" | "+00:00" | "-00:00");

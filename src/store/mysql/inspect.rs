@@ -4,23 +4,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, Utc};
-use sqlx::{
-    Executor as _, MySqlConnection, Row as _,
-    mysql::{MySql, MySqlArguments},
-    query::Query,
-};
+use sqlx::{MySqlConnection, Row as _};
 
 use super::{
-    error::{explain, identifier},
-    migrations::{self, named},
+    migrations,
+    text::{backquoted, identifier, literal, outside},
 };
 use crate::store::{
     Count, Inspection, Migration, Missing, Reference, Result, Size,
     migration::MYSQL,
     prefix,
     schema::{self, TABLES},
-    sql::{Row, RowCells, only},
+    sql::{Row, RowCells, Value, ask::Ask as _, values},
 };
 
 /// The table that records which migrations are applied.
@@ -30,11 +25,14 @@ const REMEMBERED: &str = "_clerk_sync_migrations";
 const BARRIER: &str = "audit_barrier";
 
 /// The oldest supported versions: the first that can skip locked rows.
-const OLDEST_MARIADB: (&str, (u32, u32)) = ("MariaDB 10.6", (10, 6));
-const OLDEST_MYSQL: (&str, (u32, u32)) = ("MySQL 8.0", (8, 0));
+const OLDEST_MARIADB: (&str, &[u32]) = ("MariaDB 10.6", &[10, 6]);
+const OLDEST_MYSQL: (&str, &[u32]) = ("MySQL 8.0", &[8, 0]);
 
 /// A `users` table of at most this many rows, by the server's estimate, is counted even while webhooks arrive.
 const COUNTED: u64 = 20_000;
+
+/// In a larger table, the users in this many evenly spaced ranges of 200 rows are counted.
+const STRETCHES: usize = 25;
 
 /// The variable that lets every account create triggers while there is a binary log.
 const TRUSTS: &str = "log_bin_trust_function_creators";
@@ -42,52 +40,33 @@ const TRUSTS: &str = "log_bin_trust_function_creators";
 /// Up to this many tables that lack the same privileges are named one by one.
 const NAMED: usize = 3;
 
-/// The rows of a query that is specific to MySQL and MariaDB.
-pub(super) async fn ask(
-    connection: &mut MySqlConnection,
-    query: Query<'_, MySql, MySqlArguments>,
-) -> Result<Vec<Row>> {
-    Ok(Row::all(connection.fetch_all(query).await.map_err(explain)?, RowCells::Mysql, &[]))
-}
-
 /// Inspect the database. `lacks_index`: the index of `UNIQUE_EMAIL` still has to be created or dropped.
 pub(super) async fn inspect(
     connection: &mut MySqlConnection,
     anonymize_columns: &[String],
     lacks_index: bool,
 ) -> Result<Inspection> {
-    let query = sqlx::query("SELECT version(), utc_timestamp(6), database(), current_user()");
-    let rows = ask(connection, query).await?;
-    let row = only(&rows)?;
-    let (version, database) = (Version::of(&row.get::<String>(0)?), row.get::<String>(2)?);
-    let (now, account): (DateTime<Utc>, String) = (row.get(1)?, quoted_account(&row.get::<String>(3)?));
-    let variables = variables(connection).await?;
-    let grants = Grants::of(connection).await?;
-    let migrations = if grants.allow("SELECT", &database, REMEMBERED) {
-        let applied = migrations::applied(connection).await;
-        Some(applied.and_then(|applied| Migration::checked(MYSQL, &applied)))
-    } else {
-        None
+    let query = "SELECT version(), utc_timestamp(6), database(), current_user()";
+    let row = connection.one(query, values![]).await?;
+    let version = Version::of(&row.get::<String>(0)?);
+    let variables = Variables::of(connection).await?;
+    let server = Server {
+        account: quoted_account(&row.get::<String>(3)?),
+        database: row.get(2)?,
+        guards_triggers: variables.is_on("log_bin") && !variables.is_on(TRUSTS),
     };
+    let grants = Grants::of(connection).await?;
+    let may = |privilege: &str, table: &str| grants.allow(privilege, &server.database, table);
+    let migrations = if may("SELECT", REMEMBERED) { Some(connection.checked().await) } else { None };
     let pending: Vec<Migration> = match &migrations {
         Some(Ok(status)) => status.iter().filter(|one| !one.applied).map(|one| one.migration).collect(),
         _ => Vec::new(),
     };
-    let server =
-        Server { account, database, logs: variables.is_on("log_bin"), trusts: variables.is_on(TRUSTS) };
     let mut missing = missing(&server, &grants, &pending);
-    if lacks_index && pending.is_empty() && !grants.allow("INDEX", &server.database, "users") {
-        missing.push(Missing {
-            what: "INDEX on users, for UNIQUE_EMAIL".to_owned(),
-            remedy: format!(
-                "GRANT INDEX ON {}.{} TO {};",
-                backquoted(&server.database),
-                prefix::of_table("users"),
-                server.account
-            ),
-        });
+    if lacks_index && pending.is_empty() && !may("INDEX", "users") {
+        let (what, table) = ("INDEX on users, for UNIQUE_EMAIL".to_owned(), prefix::of_table("users"));
+        missing.push(Missing { what, remedy: server.grant("INDEX", &table) });
     }
-    let drops = grants.allow("DROP", &server.database, "audit_log");
     // While only some migrations are applied, columns are missing that the others will add.
     let whole = pending.is_empty() || pending.len() == MYSQL.len();
     let tables = if missing.is_empty() && whole {
@@ -101,48 +80,48 @@ pub(super) async fn inspect(
         Ok(())
     };
     let mut settings = settings(&variables);
-    if pending.is_empty() && grants.allow("TRIGGER", &server.database, "audit_log") {
+    if pending.is_empty() && may("TRIGGER", "audit_log") {
         settings.extend(triggers(connection).await?);
     }
     // Some accounts may write even if the server is read-only.
-    let writes =
-        grants.allow_everywhere(if version.is_mariadb { "READ_ONLY ADMIN" } else { "CONNECTION_ADMIN" })
-            || (!version.is_mariadb && grants.allow_everywhere("SUPER"));
+    let writing: &[&str] =
+        if version.is_mariadb { &["READ_ONLY ADMIN"] } else { &["CONNECTION_ADMIN", "SUPER"] };
+    let writes = writing.iter().any(|privilege| grants.allow_everywhere(privilege));
+    let size = size(connection).await;
     Ok(Inspection {
         needs: version.needs(),
-        version: version.to_string(),
-        now: Some(now),
-        // A replica is not detected as such: it reports that it is read-only.
-        standby: false,
+        now: Some(row.get(1)?),
         read_only: variables.is_on("super_read_only")
             || variables.is_on("innodb_read_only")
             || (variables.is_on("read_only") && !writes),
         missing,
         migrations,
         tables,
-        hidden: None,
-        rules: Vec::new(),
         references: references(connection).await?,
-        route: None,
-        // Inserting an id moves the table's counter past it.
-        sequences: Vec::new(),
         settings,
-        bypass: drops.then_some(
+        bypass: may("DROP", "audit_log").then_some(
             "this account may TRUNCATE audit_log and audit_seals (privilege DROP), which does not fire their triggers: only a seal that \
              is kept elsewhere (`clerk-sync audit verify --seal`) proves that nothing is gone",
         ),
-        size: size(connection).await,
+        // A replica is not detected as such: it reports that it is read-only. Identity sequences are never behind, because
+        // inserting an id moves the table's counter past it.
+        ..Inspection::of(version.to_string(), size)
     })
 }
 
+/// Every clerk-sync table.
+fn tables() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED])
+}
+
 /// The server's product and version.
-struct Version {
-    is_mariadb: bool,
+pub(super) struct Version {
+    pub(super) is_mariadb: bool,
     number: String,
 }
 
 impl Version {
-    fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         let is_mariadb = text.to_ascii_lowercase().contains("mariadb");
         // The prefix that MariaDB sends for replicas that do not expect a major version above 5.
         let text = if is_mariadb { text.strip_prefix("5.5.5-").unwrap_or(text) } else { text };
@@ -153,9 +132,8 @@ impl Version {
     /// The oldest supported version, if this one is older.
     fn needs(&self) -> Option<&'static str> {
         let (name, oldest) = if self.is_mariadb { OLDEST_MARIADB } else { OLDEST_MYSQL };
-        let mut numbers = self.number.split('.').map(|number| number.parse().unwrap_or(0));
-        let found: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        (found < oldest).then_some(name)
+        let numbers: Vec<u32> = self.number.split('.').map(|number| number.parse().unwrap_or(0)).collect();
+        (*numbers < *oldest).then_some(name)
     }
 }
 
@@ -169,8 +147,13 @@ impl std::fmt::Display for Version {
 struct Variables(HashMap<String, String>);
 
 impl Variables {
-    fn is_other_than(&self, name: &str, wanted: &str) -> bool {
-        self.0.get(name).is_some_and(|value| value != wanted)
+    async fn of(connection: &mut MySqlConnection) -> Result<Self> {
+        let query = "SHOW GLOBAL VARIABLES WHERE variable_name IN
+             ('read_only', 'super_read_only', 'innodb_read_only', 'log_bin', 'log_bin_trust_function_creators', 'sync_binlog',
+              'innodb_flush_log_at_trx_commit')";
+        let rows = connection.ask(query, values![]).await?;
+        let variables = rows.iter().map(|row| Ok((row.get::<String>(0)?.to_ascii_lowercase(), row.get(1)?)));
+        variables.collect::<Result<_>>().map(Self)
     }
 
     fn is_on(&self, name: &str) -> bool {
@@ -178,30 +161,16 @@ impl Variables {
     }
 }
 
-async fn variables(connection: &mut MySqlConnection) -> Result<Variables> {
-    let query = sqlx::query(
-        "SHOW GLOBAL VARIABLES WHERE variable_name IN
-         ('read_only', 'super_read_only', 'innodb_read_only', 'log_bin', 'log_bin_trust_function_creators', 'sync_binlog',
-          'innodb_flush_log_at_trx_commit')",
-    );
-    let rows = ask(connection, query).await?;
-    let variables = rows.iter().map(|row| Ok((row.get::<String>(0)?.to_ascii_lowercase(), row.get(1)?)));
-    variables.collect::<Result<_>>().map(Variables)
-}
-
 /// The problem if triggers of the audit trail are missing, as after restoring a dump without triggers.
 async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
     const OURS: i64 = 4;
-    let query = sqlx::query(named(
-        "SELECT count(*) FROM information_schema.triggers
+    let query = "SELECT count(*) FROM information_schema.triggers
          WHERE trigger_schema = database() AND event_object_table IN ('audit_log', 'audit_seals')
-           AND (trigger_name LIKE '%\\_no\\_update' OR trigger_name LIKE '%\\_no\\_delete')",
-    ));
-    let found: i64 = only(&ask(connection, query).await?)?.get(0)?;
-    Ok((found < OURS).then(|| Missing {
+           AND (trigger_name LIKE '%\\_no\\_update' OR trigger_name LIKE '%\\_no\\_delete')";
+    let lost = OURS - connection.one(query, values![]).await?.get::<i64>(0)?;
+    Ok((lost > 0).then(|| Missing {
         what: format!(
-            "missing: {} of the {OURS} triggers that keep audit_log and audit_seals append-only",
-            OURS - found
+            "missing: {lost} of the {OURS} triggers that keep audit_log and audit_seals append-only"
         ),
         remedy: format!(
             "DELETE FROM {}; and run `clerk-sync migrate`, which creates them again",
@@ -212,20 +181,18 @@ async fn triggers(connection: &mut MySqlConnection) -> Result<Option<Missing>> {
 
 /// Settings that can lose data when the machine fails.
 fn settings(variables: &Variables) -> Vec<Missing> {
-    let mut settings = Vec::new();
-    let mut set = |name: &str, loses: &str| {
-        settings.push(Missing {
-            what: format!("{name} is not 1: a machine that fails can lose {loses}"),
-            remedy: format!("SET GLOBAL {name} = 1; and set it in the server's configuration file as well"),
-        });
+    let replicas = "events that were answered 200 from the binary log, and so from replicas";
+    let risks = [
+        ("innodb_flush_log_at_trx_commit", true, "events that were answered 200"),
+        ("sync_binlog", variables.is_on("log_bin"), replicas),
+    ];
+    let is_unsafe = |name: &str| variables.0.get(name).is_some_and(|value| value != "1");
+    let risks = risks.into_iter().filter(|(name, counts, _)| *counts && is_unsafe(name));
+    let setting = |(name, _, loses)| Missing {
+        what: format!("{name} is not 1: a machine that fails can lose {loses}"),
+        remedy: format!("SET GLOBAL {name} = 1; and set it in the server's configuration file as well"),
     };
-    if variables.is_other_than("innodb_flush_log_at_trx_commit", "1") {
-        set("innodb_flush_log_at_trx_commit", "events that were answered 200");
-    }
-    if variables.is_on("log_bin") && variables.is_other_than("sync_binlog", "1") {
-        set("sync_binlog", "events that were answered 200 from the binary log, and so from replicas");
-    }
-    settings
+    risks.map(setting).collect()
 }
 
 /// The privileges of an account, including the roles that are active in this session.
@@ -243,11 +210,9 @@ struct Grant {
 
 impl Grants {
     async fn of(connection: &mut MySqlConnection) -> Result<Self> {
-        let rows = connection.fetch_all(sqlx::raw_sql("SHOW GRANTS")).await.map_err(explain)?;
         let mut grants = Vec::new();
-        for row in rows {
-            let line: Vec<u8> = row.try_get_unchecked(0).map_err(explain)?;
-            grants.extend(Grant::of(&String::from_utf8_lossy(&line)));
+        for row in connection.run("SHOW GRANTS").await? {
+            grants.extend(Grant::of(&row.get::<String>(0)?));
         }
         Ok(Self(grants))
     }
@@ -283,31 +248,22 @@ impl Grant {
             Some(rest) => (true, rest, " TO "),
             None => (false, line.strip_prefix("REVOKE ")?, " FROM "),
         };
-        let (privileges, rest) = outside(rest, " ON ")?;
+        let (mut privileges, rest) = outside(rest, " ON ")?;
         // The rest may contain the hash of a password.
         let (object, _) = outside(rest, to)?;
-        let (database, table) = match object.strip_prefix("*.") {
-            Some("*") => (None, None),
-            Some(_) => return None,
-            None => {
-                let (database, rest) = identifier(object)?;
-                let table = match rest.strip_prefix('.')? {
-                    "*" => None,
-                    table => Some(identifier(table)?.0),
-                };
-                (Some(database), table)
-            }
-        };
+        let (database, table) = outside(object, ".")?;
+        let name = |text: &str| if text == "*" { Some(None) } else { Some(Some(identifier(text)?.0)) };
+        let (database, table) = (name(database)?, name(table)?);
         let mut list = Vec::new();
-        let mut left = Some(privileges);
-        while let Some(text) = left {
-            let (privilege, rest) = outside(text, ",").map_or((text, None), |(one, rest)| (one, Some(rest)));
-            list.push(privilege.trim().to_ascii_uppercase());
-            left = rest;
+        while let Some((privilege, rest)) = outside(privileges, ",") {
+            list.push(privilege);
+            privileges = rest;
         }
+        list.push(privileges);
         // Drop privileges on single columns.
         list.retain(|privilege| !privilege.contains('('));
-        Some(Self { given, privileges: list, database, table })
+        let privileges = list.iter().map(|privilege| privilege.trim().to_ascii_uppercase()).collect();
+        Some(Self { given, privileges, database, table })
     }
 
     fn names(&self, privilege: &str) -> bool {
@@ -315,47 +271,25 @@ impl Grant {
     }
 
     fn covers(&self, database: &str, table: Option<&str>) -> bool {
+        let chars = |text: &str| text.chars().collect::<Vec<_>>();
         match (&self.database, &self.table) {
             (None, _) => true,
-            (Some(pattern), None) => is_like(pattern, database),
+            (Some(pattern), None) => is_like(&chars(pattern), &chars(database)),
             (Some(exactly), Some(one)) => exactly == database && table == Some(one.as_str()),
         }
     }
 }
 
-/// The text before and after `this`, outside backticks and parentheses.
-fn outside<'a>(text: &'a str, this: &str) -> Option<(&'a str, &'a str)> {
-    let (mut quoted, mut depth) = (false, 0);
-    for (place, c) in text.char_indices() {
-        if !quoted && depth == 0 && text[place..].starts_with(this) {
-            return Some((&text[..place], &text[place + this.len()..]));
-        }
-        match c {
-            '`' => quoted = !quoted,
-            '(' if !quoted => depth += 1,
-            ')' if !quoted => depth -= 1,
-            _ => {}
-        }
-    }
-    None
-}
-
 /// Whether a database name matches a grant's pattern, as `LIKE` does.
-fn is_like(pattern: &str, name: &str) -> bool {
-    let mut rest = pattern.chars();
-    match rest.next() {
-        None => name.is_empty(),
-        Some('%') => {
-            let pattern = rest.as_str();
-            is_like(pattern, name)
-                || name.char_indices().any(|(at, c)| is_like(pattern, &name[at + c.len_utf8()..]))
+fn is_like(pattern: &[char], name: &[char]) -> bool {
+    match (pattern, name) {
+        ([], name) => name.is_empty(),
+        (['%', rest @ ..], name) => (0..=name.len()).any(|skipped| is_like(rest, &name[skipped..])),
+        (['_', rest @ ..], [_, name @ ..]) => is_like(rest, name),
+        (['\\', wanted, rest @ ..] | [wanted, rest @ ..], [found, name @ ..]) => {
+            wanted == found && is_like(rest, name)
         }
-        Some(c) => {
-            let any = c == '_';
-            let wanted = if c == '\\' { rest.next().unwrap_or(c) } else { c };
-            let mut name = name.chars();
-            name.next().is_some_and(|found| any || found == wanted) && is_like(rest.as_str(), name.as_str())
-        }
+        _ => false,
     }
 }
 
@@ -364,10 +298,15 @@ struct Server {
     /// As SQL writes it.
     account: String,
     database: String,
-    /// Whether it keeps a binary log.
-    logs: bool,
-    /// Whether every account may then create triggers.
-    trusts: bool,
+    /// Whether it keeps a binary log, and then does not let every account create triggers.
+    guards_triggers: bool,
+}
+
+impl Server {
+    /// The statement that grants privileges on a table, or on all tables (`*`).
+    fn grant(&self, privileges: &str, table: &str) -> String {
+        format!("GRANT {privileges} ON {}.{table} TO {};", backquoted(&self.database), self.account)
+    }
 }
 
 /// The privileges that clerk-sync needs on one of its tables.
@@ -383,8 +322,8 @@ fn needed(table: &str, pending: bool) -> &'static [&'static str] {
     }
 }
 
-/// Additional privileges that a migration's statements need.
-fn needed_by(sql: &str) -> Vec<&'static str> {
+/// Additional privileges that the statements of migrations need.
+fn needed_by(migrations: &[Migration]) -> Vec<&'static str> {
     const WORDS: [(&str, &[&str]); 6] = [
         ("CREATE", &["CREATE TABLE"]),
         ("ALTER", &["ALTER TABLE"]),
@@ -393,7 +332,8 @@ fn needed_by(sql: &str) -> Vec<&'static str> {
         ("CREATE VIEW", &["CREATE VIEW", "CREATE OR REPLACE VIEW"]),
         ("DROP", &["CREATE OR REPLACE VIEW", "DROP TABLE", "DROP VIEW"]),
     ];
-    let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
+    let lines = migrations.iter().flat_map(|migration| migration.sql.lines());
+    let lines = lines.map(|line| line.split("--").next().unwrap_or_default());
     let text = lines.collect::<Vec<_>>().join("\n");
     let needs = WORDS.iter().filter(|(_, words)| words.iter().any(|words| text.contains(words)));
     needs.map(|(privilege, _)| *privilege).collect()
@@ -401,22 +341,20 @@ fn needed_by(sql: &str) -> Vec<&'static str> {
 
 /// The missing privileges, each with the statement that grants it.
 fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missing> {
-    let Server { account, database, logs, trusts } = server;
-    let place = backquoted(database);
+    let database = &server.database;
     let mut missing = Vec::new();
     let mut lacks = |what: String, remedy: String| missing.push(Missing { what, remedy });
-    let sql = pending.iter().map(|migration| migration.sql).collect::<Vec<_>>().join("\n");
-    let needs = needed_by(&sql);
+    let needs = needed_by(pending);
     let lacking: Vec<&str> =
         needs.iter().copied().filter(|privilege| !grants.allow_in(privilege, database)).collect();
     if !lacking.is_empty() {
         let privileges = lacking.join(", ");
         lacks(
             format!("{privileges} on database {database}, to apply migrations"),
-            format!("GRANT {privileges} ON {place}.* TO {account};"),
+            server.grant(&privileges, "*"),
         );
     }
-    if needs.contains(&"TRIGGER") && *logs && !*trusts && !grants.allow_everywhere("SUPER") {
+    if needs.contains(&"TRIGGER") && server.guards_triggers && !grants.allow_everywhere("SUPER") {
         lacks(
             "SUPER, to create triggers while the server keeps a binary log".to_owned(),
             format!("SET GLOBAL {TRUSTS} = 1; or run `clerk-sync migrate` as an account that has SUPER"),
@@ -424,7 +362,7 @@ fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missi
     }
     // Tables that lack the same privileges are reported together.
     let mut alike: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
-    for table in TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED]) {
+    for table in tables() {
         let wanted = needed(table, !pending.is_empty()).iter().copied();
         let wanted: Vec<&str> = wanted.filter(|wanted| !grants.allow(wanted, database, table)).collect();
         if !wanted.is_empty() {
@@ -433,102 +371,72 @@ fn missing(server: &Server, grants: &Grants, pending: &[Migration]) -> Vec<Missi
     }
     for (privileges, tables) in alike {
         let privileges = privileges.join(", ");
-        let named = |table: &&str| {
-            format!("GRANT {privileges} ON {place}.{} TO {account};", backquoted(&prefix::of_table(table)))
-        };
+        let grant = |table: &&str| server.grant(&privileges, &backquoted(&prefix::of_table(table)));
         let (tables, remedy) = if tables.len() > NAMED {
-            (
-                format!("{} tables of database {database}", tables.len()),
-                format!("GRANT {privileges} ON {place}.* TO {account};"),
-            )
+            (format!("{} tables of database {database}", tables.len()), server.grant(&privileges, "*"))
         } else {
-            (tables.join(", "), tables.iter().map(named).collect::<Vec<_>>().join(" "))
+            (tables.join(", "), tables.iter().map(grant).collect::<Vec<_>>().join(" "))
         };
         lacks(format!("{privileges} on {tables}"), remedy);
     }
     missing
 }
 
-/// A name in backticks, which both servers accept in every SQL mode.
-fn backquoted(name: &str) -> String {
-    format!("`{}`", name.replace('`', "``"))
-}
-
 /// An account such as `app@%`, as SQL writes it.
 fn quoted_account(account: &str) -> String {
-    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
     let (user, host) = account.rsplit_once('@').unwrap_or((account, "%"));
-    format!("{}@{}", quoted(user), quoted(host))
+    format!("{}@{}", literal(user), literal(host))
 }
 
 /// Foreign keys of the application, if its tables are visible. Each has an index, because it could not be created without one.
 async fn references(connection: &mut MySqlConnection) -> Result<Vec<Reference>> {
-    let query = sqlx::query(
-        "SELECT CAST(k.table_schema AS char), CAST(k.table_name AS char), k.table_schema = database(),
-                CAST(group_concat(k.column_name ORDER BY k.ordinal_position SEPARATOR ', ') AS char),
+    let query = "SELECT CAST(concat(CASE WHEN k.table_schema <> database() THEN concat(k.table_schema, '.') ELSE '' END, k.table_name,
+                    ' (', group_concat(k.column_name ORDER BY k.ordinal_position SEPARATOR ', '), ')') AS char),
                 CAST(k.referenced_table_name AS char)
          FROM information_schema.key_column_usage AS k
          WHERE k.referenced_table_schema = database() AND find_in_set(k.referenced_table_name, ?)
          GROUP BY k.table_schema, k.table_name, k.constraint_name, k.referenced_table_name
-         ORDER BY 1, 2, 4",
-    );
+         ORDER BY k.table_schema, k.table_name, 1";
     let ours: Vec<String> = schema::of_kinds().into_iter().map(prefix::of_table).collect();
-    let query = query.bind(ours.join(","));
-    let reference = |row: &Row| {
-        let (database, table, columns): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(3)?);
-        let place = if row.get(2)? {
-            format!("{table} ({columns})")
-        } else {
-            format!("{database}.{table} ({columns})")
-        };
-        // InnoDB creates an index for every foreign key that has none.
-        Ok(Reference { place, to: row.get(4)?, remedy: None })
-    };
-    ask(connection, query).await?.iter().map(reference).collect()
+    // InnoDB creates an index for every foreign key that has none.
+    let reference = |row: &Row| Ok(Reference { place: row.get(0)?, to: row.get(1)?, remedy: None });
+    connection.ask(query, values![&ours.join(",")]).await?.iter().map(reference).collect()
 }
 
 /// The size of the database, by the server's statistics.
 pub(super) async fn size(connection: &mut MySqlConnection) -> Result<Size> {
-    let names = TABLES.iter().map(|table| table.name).chain([BARRIER, REMEMBERED]);
-    let names = names.map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
-    let statement = format!(
-        "SELECT CAST(coalesce(sum(data_length + index_length), 0) AS signed),
-                CAST(coalesce(sum(CASE WHEN table_name IN ({names}) THEN data_length + index_length END), 0) AS signed)
-         FROM information_schema.tables WHERE table_schema = database()"
-    );
-    let rows = ask(connection, sqlx::query(named(&statement)).persistent(false)).await?;
-    let row = only(&rows)?;
+    let query = "SELECT CAST(coalesce(sum(data_length + index_length), 0) AS signed),
+                CAST(coalesce(sum(CASE WHEN find_in_set(table_name, ?) THEN data_length + index_length END), 0) AS signed)
+         FROM information_schema.tables WHERE table_schema = database()";
+    let ours: Vec<String> = tables().map(prefix::of_table).collect();
+    let row = connection.one(query, values![&ours.join(",")]).await?;
     Ok(Size { database: row.get(0)?, ours: Some(row.get(1)?) })
 }
 
-/// The approximate number of live users, in a few milliseconds, even right after a million were imported. For a large table it
-/// counts the users in 25 evenly spaced ranges of 200 rows.
+/// The approximate number of live users, in a few milliseconds, even right after a million were imported.
 pub(super) async fn estimate_standing(connection: &mut MySqlConnection) -> Result<Count> {
     // Uses the storage engine's estimate: information_schema of MySQL may be a day old.
-    let plan = sqlx::raw_sql(named("EXPLAIN FORMAT=TRADITIONAL SELECT clerk_id, deleted_at FROM users"));
-    let plan = connection.fetch_all(plan).await.map_err(explain)?;
+    let plan = connection.run("EXPLAIN FORMAT=TRADITIONAL SELECT clerk_id, deleted_at FROM users").await?;
     // For an empty table the number may be missing.
-    let rows: Option<i64> = plan.first().and_then(|row| row.try_get_unchecked("rows").ok());
+    let rows: Option<i64> = plan.first().and_then(|row| match &row.cells {
+        RowCells::Mysql(row) => row.try_get_unchecked("rows").ok(),
+        _ => None,
+    });
     let rows = rows.unwrap_or(0).unsigned_abs();
     if rows <= COUNTED {
-        let all = ask(connection, sqlx::query(named("SELECT count(*) FROM users WHERE deleted_at IS NULL")))
-            .await?;
-        return Ok(Count::exact(only(&all)?.get(0)?));
+        let all = connection.one("SELECT count(*) FROM users WHERE deleted_at IS NULL", values![]).await?;
+        return Ok(Count::exact(all.get(0)?));
     }
-    let ends = ask(connection, sqlx::query(named("SELECT min(id), max(id) FROM users"))).await?;
-    let ends = only(&ends)?;
+    let ends = connection.one("SELECT min(id), max(id) FROM users", values![]).await?;
     let (first, last): (i64, i64) = (ends.get(0)?, ends.get(1)?);
-    let (mut seen, mut standing) = (0_u64, 0_u64);
-    for stretch in 0..25 {
-        let query = sqlx::query(named(
-            "SELECT count(*), count(CASE WHEN s.deleted_at IS NULL THEN 1 END)
-             FROM (SELECT deleted_at FROM users WHERE id >= ? ORDER BY id LIMIT 200) AS s",
-        ));
-        let found = ask(connection, query.bind(first + (last - first) / 25 * stretch)).await?;
-        let found = only(&found)?;
-        seen += found.get::<u64>(0)?;
-        standing += found.get::<u64>(1)?;
-    }
+    let stretch = "(SELECT deleted_at FROM users WHERE id >= ? ORDER BY id LIMIT 200)";
+    let query = format!(
+        "SELECT count(*), count(CASE WHEN s.deleted_at IS NULL THEN 1 END) FROM ({}) AS s",
+        [stretch; STRETCHES].join(" UNION ALL ")
+    );
+    let starts = (0..).take(STRETCHES).map(|place| Value::from(first + (last - first) / 25 * place));
+    let found = connection.one(&query, &starts.collect::<Vec<_>>()).await?;
+    let (seen, standing): (u64, u64) = (found.get(0)?, found.get(1)?);
     Ok(Count { rows: rows * standing / seen.max(1), estimated: true })
 }
 
@@ -541,7 +449,7 @@ mod tests {
     }
 
     fn server() -> Server {
-        Server { account: "'app'@'%'".to_owned(), database: "my_shop".to_owned(), logs: false, trusts: false }
+        Server { account: "'app'@'%'".to_owned(), database: "my_shop".to_owned(), guards_triggers: false }
     }
 
     const MIGRATION: [Migration; 1] = [Migration {
@@ -604,7 +512,8 @@ mod tests {
             ("my_shop", "myxshop", true),
             ("shop", "shops", false),
         ] {
-            assert_eq!(is_like(pattern, name), fits, "{pattern} {name}");
+            let chars = |text: &str| text.chars().collect::<Vec<_>>();
+            assert_eq!(is_like(&chars(pattern), &chars(name)), fits, "{pattern} {name}");
         }
     }
 
@@ -618,9 +527,9 @@ mod tests {
     #[test]
     fn triggers_need_more_where_a_binary_log_is_kept() {
         let all = grants(&["GRANT ALL PRIVILEGES ON `my_shop`.* TO `app`@`%`"]);
-        let server = Server { logs: true, ..server() };
-        assert_eq!(missing(&server, &all, &MIGRATION).len(), 1);
-        assert_eq!(missing(&Server { trusts: true, ..server }, &all, &MIGRATION), []);
+        let guarding = Server { guards_triggers: true, ..server() };
+        assert_eq!(missing(&guarding, &all, &MIGRATION).len(), 1);
+        assert_eq!(missing(&server(), &all, &MIGRATION), []);
     }
 
     #[test]

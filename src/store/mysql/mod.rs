@@ -11,6 +11,7 @@ mod migrations;
 pub(in crate::store) mod render;
 pub(in crate::store) mod seals;
 mod session;
+mod text;
 mod watch;
 
 use std::{
@@ -21,25 +22,26 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sqlx::{
-    ConnectOptions as _, Executor as _, MySqlPool, Row as _,
+    ConnectOptions as _, Executor as _, MySqlPool,
     mysql::{MySql, MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
 use tokio::sync::Notify;
 
 pub(super) use self::error::explain;
-use self::{error::connect_error, session::MysqlSession, watch::Newest};
+use self::{error::connect_error, inspect::Version, session::MysqlSession, watch::Newest};
 use super::{
     Count, Database, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics,
     polling::Polling,
     relay::Relay,
+    schema,
     sql::{
-        Dialect, Purpose, SqlDatabase, SqlTransaction, attempt::Attempts as _, removal::Removal, statistics,
-        unique_email,
+        Dialect, Purpose, SqlDatabase, SqlTransaction, ask::Ask as _, attempt::Open, removal::Removal,
+        statistics, unique_email, values,
     },
 };
-use crate::model::{Entity, Kinds};
+use crate::model::Kinds;
 
 /// Two lanes let a batch form while another commits. More would only wait for the same disk.
 const WRITERS: usize = 2;
@@ -56,7 +58,7 @@ pub struct Options {
     /// Columns that the application added to `users` and that anonymisation sets to NULL.
     pub anonymize_columns: Vec<String>,
     /// The kinds of objects that it stores.
-    pub kinds: &'static [&'static Entity],
+    pub kinds: Kinds,
     /// Whether [`Database::migrate`] creates the index of `UNIQUE_EMAIL`; otherwise it drops it.
     pub unique_email: bool,
     /// Whether to poll twice a second for work that other processes add.
@@ -68,10 +70,7 @@ pub struct Mysql {
     pool: MySqlPool,
     /// MySQL or MariaDB, once that is known.
     dialect: OnceLock<Dialect>,
-    anonymize_columns: Vec<String>,
-    unique_email: bool,
-    polls: bool,
-    kinds: Kinds,
+    options: Options,
     removal: Arc<Removal>,
     bell: Arc<Notify>,
     _relay: Option<Relay>,
@@ -80,7 +79,7 @@ pub struct Mysql {
 impl Mysql {
     /// Opens connections only when they are needed; nothing is sent yet. Must be called inside a runtime.
     pub fn new(options: Options) -> Self {
-        let (connect, relay) = by_way_of_a_relay(options.connect.disable_statement_logging());
+        let (connect, relay) = by_way_of_a_relay(options.connect.clone().disable_statement_logging());
         let pool = MySqlPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -101,10 +100,7 @@ impl Mysql {
             pool,
             dialect: OnceLock::new(),
             removal: Arc::new(Removal::new(options.kinds, &options.anonymize_columns)),
-            anonymize_columns: options.anonymize_columns,
-            unique_email: options.unique_email,
-            polls: options.polls,
-            kinds: options.kinds,
+            options,
             bell: Arc::default(),
             _relay: relay,
         }
@@ -113,9 +109,8 @@ impl Mysql {
     async fn connection(&self) -> Result<PoolConnection<MySql>> {
         let mut connection = self.pool.acquire().await.map_err(connect_error)?;
         if self.dialect.get().is_none() {
-            let row = connection.fetch_one(sqlx::raw_sql("SELECT version()")).await.map_err(explain)?;
-            let version: String = row.try_get_unchecked(0).map_err(explain)?;
-            let is_mariadb = version.to_ascii_lowercase().contains("mariadb");
+            let version: String = connection.one("SELECT version()", values![]).await?.get(0)?;
+            let is_mariadb = Version::of(&version).is_mariadb;
             _ = self.dialect.set(if is_mariadb { Dialect::Mariadb } else { Dialect::Mysql });
         }
         Ok(connection)
@@ -126,15 +121,18 @@ impl Mysql {
     }
 
     async fn opened(&self, purpose: Purpose) -> Result<MysqlSession> {
-        let connection = self.connection().await?;
-        let dialect = self.dialect();
-        let bell = Arc::clone(&self.bell);
-        // One second is the shortest lock wait, unless a statement uses NOWAIT. MariaDB accepts a limit of 0, but then `SKIP
-        // LOCKED` fails with 1180.
-        let is_hurried = purpose == Purpose::Write(Patience::Short);
-        let removal = Arc::clone(&self.removal);
-        let mut session = MysqlSession::new(connection, dialect, self.kinds, removal, bell, is_hurried);
-        session.control(&beginning(dialect, purpose)).await?;
+        let mut session = MysqlSession {
+            open: Open::new(self.connection().await?),
+            dialect: self.dialect(),
+            kinds: self.options.kinds,
+            removal: Arc::clone(&self.removal),
+            bell: Arc::clone(&self.bell),
+            leaves_work: false,
+            // One second is the shortest lock wait, unless a statement uses NOWAIT. MariaDB accepts a limit of 0, but then `SKIP
+            // LOCKED` fails with 1180.
+            is_hurried: purpose == Purpose::Write(Patience::Short),
+        };
+        session.open.connection()?.run(&beginning(session.dialect, purpose)).await?;
         Ok(session)
     }
 }
@@ -150,23 +148,23 @@ impl Database for Mysql {
         let mut connection = self.connection().await?;
         let applied = migrations::migrate(&mut connection, self.dialect()).await?;
         drop(connection);
-        unique_email::settle(self, self.unique_email).await?;
+        unique_email::settle(self, self.options.unique_email).await?;
         // After the migrations, because the application can add its columns only to existing tables.
-        migrations::check_anonymize_columns(&mut *self.connection().await?, &self.anonymize_columns).await?;
+        let columns = migrations::columns(&mut *self.connection().await?).await?;
+        schema::check_anonymize_columns(&columns, &self.options.anonymize_columns)?;
         Ok(applied)
     }
 
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
-        migrations::status(&mut *self.connection().await?).await
+        self.connection().await?.status().await
     }
 
     async fn ready(&self) -> Result<Readiness> {
         let mut connection = self.connection().await?;
-        let row = connection.fetch_one(sqlx::raw_sql("SELECT @@read_only")).await.map_err(explain)?;
-        if row.try_get_unchecked::<i64, _>(0).map_err(explain)? != 0 {
+        if connection.one("SELECT @@read_only", values![]).await?.get(0)? {
             return Ok(Readiness::ReadOnly);
         }
-        let current = migrations::status(&mut connection).await?.iter().all(|status| status.applied);
+        let current = connection.status().await?.iter().all(|status| status.applied);
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }
 
@@ -175,7 +173,7 @@ impl Database for Mysql {
     }
 
     async fn listen(&self) -> Result<Option<Box<dyn Listener>>> {
-        Ok(if self.polls { Some(Polling::of(Newest(self.pool.clone())).await?) } else { None })
+        Ok(if self.options.polls { Some(Polling::of(Newest(self.pool.clone())).await?) } else { None })
     }
 
     async fn space(&self) -> Result<Space> {
@@ -198,14 +196,14 @@ impl Database for Mysql {
     ) -> Result<Vec<ForeignRow>> {
         // A condition may call a function that writes. In this read-only transaction, that is refused.
         let mut session = Box::new(self.opened(Purpose::Scan).await?);
-        let rows = foreign::read(session.connection()?, reading, after, limit).await;
+        let rows = foreign::read(session.open.connection()?, reading, after, limit).await;
         session.rollback().await;
         rows
     }
 
     async fn inspect(&self) -> Result<Inspection> {
-        let lacks_index = !unique_email::is_settled(self, self.unique_email).await?;
-        inspect::inspect(&mut *self.connection().await?, &self.anonymize_columns, lacks_index).await
+        let lacks_index = !unique_email::is_settled(self, self.options.unique_email).await?;
+        inspect::inspect(&mut *self.connection().await?, &self.options.anonymize_columns, lacks_index).await
     }
 
     async fn statistics(&self, since: DateTime<Utc>) -> Result<Statistics> {

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::text::{outside, word};
 use crate::store::{
     prefix,
     sql::{Dialect, Step, statement},
@@ -41,26 +42,19 @@ pub(in crate::store) fn steps(text: &str, dialect: Dialect) -> Arc<[Step]> {
     let rendered = statement::rendered(&text, dialect).replace(" AS bigint)", " AS signed)");
     let rendered = upserted(&rendered);
     let steps = rendered.split(';').map(str::trim).filter(|step| !step.is_empty());
-    let steps: Vec<Step> =
-        steps.map(|step| positional(&prefix::in_text(&forced(&whole(step)), dialect))).collect();
-    if steps.is_empty() {
-        return Arc::new([Step { sql: "".into(), parameters: Vec::new() }]);
-    }
-    steps.into()
+    steps.map(|step| positional(&prefix::in_text(&forced(&whole(step)), dialect))).collect()
 }
 
 /// A part of a text.
 pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> String {
+    let lookup = || {
+        let (table, condition) = statement::split(argument, " WHERE ");
+        format!("STRAIGHT_JOIN {table} ON {condition}")
+    };
     match word {
-        "lookup" | "lock" | "claim" => {
-            let (table, condition) = statement::split(argument, " WHERE ");
-            let lock = match word {
-                "lock" => LOCK.to_string(),
-                "claim" => CLAIM.to_string(),
-                _ => String::new(),
-            };
-            format!("STRAIGHT_JOIN {table} ON {condition}{lock}")
-        }
+        "lookup" => lookup(),
+        "lock" => format!("{}{LOCK}", lookup()),
+        "claim" => format!("{}{CLAIM}", lookup()),
         "in" => format!("{IN}{}{END}", locked(&searched(argument))),
         "from" => format!("{FROM}{argument}{END}"),
         // `JSON_TABLE` returns rows in order. For a sort MariaDB writes a file, which takes twice as long as writing the rows.
@@ -72,29 +66,29 @@ pub(in crate::store) fn part(word: &str, argument: &str, dialect: Dialect) -> St
     }
 }
 
-/// A column of a batch in the form that [`batch`] takes: how it is read from the JSON, and the value made from that.
-pub(in crate::store) fn cell(index: usize, name: &str, kind: &str, dialect: Dialect) -> String {
-    let (given, made) = match kind {
-        "bigint" => ("bigint", format!("j.c{index}")),
-        "boolean" => ("boolean", format!("j.c{index}")),
-        "time" => ("datetime(3)", format!("j.c{index}")),
-        // In MariaDB 10.11, `unhex` of a long text yields no value if the statement also reads the table that it writes.
-        "bytes" => ("longtext", format!("unhex(j.c{index} || '')")),
-        // With a narrower type, MariaDB would silently truncate a longer text.
-        _ => ("longtext", format!("j.c{index}")),
-    };
-    let collate = match given {
-        "longtext" => format!(" CHARACTER SET utf8mb4 COLLATE {}", collation(dialect)),
-        _ => String::new(),
-    };
-    format!("{made} AS {name}{FROM}c{index} {given}{collate} PATH '$[{index}]'")
-}
-
 /// A batch with these columns. It is a derived table, so that locks do not apply to it.
-pub(in crate::store) fn batch(parameter: &str, alias: &str, cells: &str) -> String {
-    let cells: Vec<(&str, &str)> =
-        cells.split(", ").map(|cell| cell.split_once(FROM).expect("a cell has two sides")).collect();
-    let (made, given): (Vec<&str>, Vec<&str>) = cells.into_iter().unzip();
+pub(in crate::store) fn batch<'a>(
+    parameter: &str,
+    alias: &str,
+    columns: impl Iterator<Item = (&'a str, &'a str)>,
+    dialect: Dialect,
+) -> String {
+    // How each column is read from the JSON, and the value made from that.
+    let (mut given, mut made) = (Vec::new(), Vec::new());
+    for (index, (name, kind)) in columns.enumerate() {
+        let stored = match kind {
+            "bigint" | "boolean" => kind.to_owned(),
+            "time" => "datetime(3)".to_owned(),
+            // With a narrower type, MariaDB would silently truncate a longer text.
+            _ => format!("longtext CHARACTER SET utf8mb4 COLLATE {}", collation(dialect)),
+        };
+        given.push(format!("c{index} {stored} PATH '$[{index}]'"));
+        made.push(match kind {
+            // In MariaDB 10.11, `unhex` of a long text yields no value if the statement also reads the table that it writes.
+            "bytes" => format!("unhex(j.c{index} || '') AS {name}"),
+            _ => format!("j.c{index} AS {name}"),
+        });
+    }
     format!(
         "(SELECT {}, j.place FROM JSON_TABLE({parameter}, '$[*]' COLUMNS (place FOR ORDINALITY, {})) AS j) AS {alias}",
         made.join(", "),
@@ -106,23 +100,17 @@ pub(in crate::store) fn batch(parameter: &str, alias: &str, cells: &str) -> Stri
 fn upserted(sql: &str) -> String {
     let mut pieces = sql.split("excluded.");
     let mut upserted = pieces.next().unwrap_or_default().to_owned();
-    for piece in pieces {
-        let end = piece.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(piece.len());
-        upserted = format!("{upserted}VALUES({}){}", &piece[..end], &piece[end..]);
+    for (column, rest) in pieces.map(word) {
+        upserted.extend(["VALUES(", column, ")", rest]);
     }
     while let Some((before, after)) = upserted.split_once("ON CONFLICT (") {
         let (keys, after) = after.split_once(')').expect("a list of columns ends");
-        let key = keys.split(',').next().unwrap_or_default().trim();
-        let after = after.trim_start();
-        upserted = if let Some(after) = after.strip_prefix("DO NOTHING") {
-            format!("{before}ON DUPLICATE KEY UPDATE {key} = VALUES({key}){after}")
-        } else {
-            let after = after.strip_prefix("DO UPDATE").expect("a conflict is settled").trim_start();
-            format!(
-                "{before}ON DUPLICATE KEY UPDATE {}",
-                after.strip_prefix("SET").unwrap_or(after).trim_start()
-            )
+        let (key, _) = word(keys.trim_start());
+        let change = match after.trim_start().strip_prefix("DO NOTHING") {
+            Some(after) => format!("{key} = VALUES({key}){after}"),
+            None => after.split_once("SET").expect("a conflict is settled").1.trim_start().to_owned(),
         };
+        upserted = format!("{before}ON DUPLICATE KEY UPDATE {change}");
     }
     upserted
 }
@@ -148,22 +136,23 @@ fn locked(sql: &str) -> String {
 
 /// An update or deletion that is joined to its searches.
 fn joined(step: &str) -> String {
-    let (mut rest, mut sources) = (step.to_owned(), Vec::new());
+    let (mut rest, mut sources, mut conditions) = (step.to_owned(), Vec::new(), Vec::new());
     while let Some((before, after)) = rest.split_once(FROM) {
         let (source, behind) = after.split_once(END).expect("the rows end");
-        sources.push((source.trim().to_owned(), None));
+        sources.push(source.trim().to_owned());
         rest = format!("{before}{behind}");
     }
     while let Some((before, after)) = rest.split_once(IN) {
         let (search, behind) = after.split_once(END).expect("a search ends");
         let (before, column) =
             before.trim_end().rsplit_once(char::is_whitespace).expect("a column is looked for");
-        let (first, from) = first_column(search);
+        let (first, from) = outside(search.trim(), " FROM ").expect("a search reads from somewhere");
         // Because it is evaluated first, it may read the table that is written.
         let is_limited = from.rsplit(')').next().is_some_and(|tail| tail.contains("LIMIT "));
         let limit = if is_limited { String::new() } else { format!(" {ALL}") };
-        let source = format!("({first} AS k {}{limit}) AS i{}", from.trim(), sources.len());
-        sources.push((source, Some(column.to_owned())));
+        let found = format!("i{}", sources.len());
+        sources.push(format!("({first} AS k FROM {}{limit}) AS {found}", from.trim()));
+        conditions.push((column.to_owned(), found));
         rest = format!("{before} true{behind}");
     }
     if sources.is_empty() {
@@ -175,21 +164,16 @@ fn joined(step: &str) -> String {
     let (table, rest) = rest.split_once(behind).expect("a statement continues after its table");
     let table = table.trim();
     let name = table.split_whitespace().last().expect("a table has a name");
-    let mut tables = String::new();
-    for (source, _) in &sources {
-        tables.push_str(source);
-        tables.push_str(" STRAIGHT_JOIN ");
-    }
-    let conditions = sources.iter().enumerate().filter_map(|(place, (_, column))| {
-        let column = column.as_ref()?;
+    let tables = format!("{} STRAIGHT_JOIN {table}", sources.join(" STRAIGHT_JOIN "));
+    let condition = |(column, found): &(String, String)| {
         let of = if column.contains('.') { String::new() } else { format!("{name}.") };
-        Some(format!("{of}{column} = i{place}.k"))
-    });
-    let conditions = conditions.collect::<Vec<_>>().join(" AND ");
+        format!("{of}{column} = {found}.k")
+    };
+    let conditions = conditions.iter().map(condition).collect::<Vec<_>>().join(" AND ");
     let on = if conditions.is_empty() { String::new() } else { format!(" ON {conditions}") };
     match verb {
-        "UPDATE" => format!("UPDATE {tables}{table}{on} SET {rest}"),
-        _ => format!("DELETE {name} FROM {tables}{table}{on} WHERE {rest}"),
+        "UPDATE" => format!("UPDATE {tables}{on} SET {rest}"),
+        _ => format!("DELETE {name} FROM {tables}{on} WHERE {rest}"),
     }
 }
 
@@ -199,10 +183,8 @@ fn forced(sql: &str) -> String {
     const JOIN: &str = "STRAIGHT_JOIN ";
     let (mut forced, mut rest) = (String::new(), sql);
     while let Some((before, after)) = rest.split_once(JOIN) {
-        let end =
-            |text: &str| text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
-        let (table, behind) = after.split_at(end(after));
-        let alias = behind.strip_prefix(" AS ").map(|named| &named[..end(named)]);
+        let (table, behind) = word(after);
+        let alias = behind.strip_prefix(" AS ").map(|named| word(named).0);
         let named = alias.map_or(table.len(), |alias| table.len() + " AS ".len() + alias.len());
         let is_compared = |column: &str| after.contains(&format!("{}.{column} = ", alias.unwrap_or(table)));
         forced = format!("{forced}{before}{JOIN}{}", &after[..named]);
@@ -227,39 +209,21 @@ fn index_of(table: &str, is_compared: impl Fn(&str) -> bool) -> Option<String> {
     if is_compared(primary) {
         return Some("PRIMARY".to_owned());
     }
-    match table {
-        "webhook_queue" | "outbox" | "audit_log" => {
-            is_compared("clerk_id").then(|| format!("{table}_clerk_id"))
-        }
-        _ => is_compared("clerk_id").then(|| "clerk_id".to_owned()),
-    }
-}
-
-/// The text up to the first column of a search, and the rest.
-fn first_column(search: &str) -> (&str, &str) {
-    let (mut depth, search) = (0, search.trim());
-    for (at, c) in search.char_indices() {
-        depth += i32::from(c == '(') - i32::from(c == ')');
-        if depth == 0 && search[at..].starts_with(" FROM ") {
-            return search.split_at(at);
-        }
-    }
-    panic!("a search reads from somewhere: {search}");
+    let is_of_many = matches!(table, "webhook_queue" | "outbox" | "audit_log");
+    let key = if is_of_many { format!("{table}_clerk_id") } else { "clerk_id".to_owned() };
+    is_compared("clerk_id").then_some(key)
 }
 
 /// The statement with question marks instead of numbered parameters.
 fn positional(sql: &str) -> Step {
-    let (mut positional, mut parameters) = (String::with_capacity(sql.len()), Vec::new());
     let mut pieces = sql.split('$');
-    positional.push_str(pieces.next().unwrap_or_default());
+    let (mut positional, mut parameters) = (pieces.next().unwrap_or_default().to_owned(), Vec::new());
     for piece in pieces {
         if let Some(digit @ b'0'..=b'9') = piece.bytes().next() {
             parameters.push(usize::from(digit - b'0'));
-            positional.push('?');
-            positional.push_str(&piece[1..]);
+            positional.extend(["?", &piece[1..]]);
         } else {
-            positional.push('$');
-            positional.push_str(piece);
+            positional.extend(["$", piece]);
         }
     }
     Step { sql: positional.into(), parameters }

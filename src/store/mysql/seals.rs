@@ -7,27 +7,16 @@ use sqlx::{Row as _, mysql::MySqlRow};
 use super::error::explain;
 use crate::{
     model::{LineHash, seal::Cell},
-    store::{ErrorKind, Result, StoreError},
+    store::{Result, StoreError},
 };
 
 /// A line, from the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind` of a
 /// prepared statement.
 pub(in crate::store) fn line(row: &MySqlRow) -> Result<LineHash> {
-    let unreadable = || StoreError {
-        place: Some("column id cannot be read".to_owned()),
-        ..StoreError::new(ErrorKind::Broken)
-    };
     let id: Option<i64> = row.try_get_unchecked(0).map_err(explain)?;
-    let cells = [
-        time(row, 1)?,
-        text(row, 2)?,
-        text(row, 3)?,
-        text(row, 4)?,
-        text(row, 5)?,
-        text(row, 6)?.listed(),
-        time(row, 7)?,
-    ];
-    Ok(LineHash::of(id.ok_or_else(unreadable)?, &cells, &text(row, 8)?))
+    let (text, time) = (|index| text(row, index), |index| time(row, index));
+    let cells = [time(1)?, text(2)?, text(3)?, text(4)?, text(5)?, text(6)?.listed(), time(7)?];
+    Ok(LineHash::of(id.ok_or_else(|| StoreError::unreadable("id"))?, &cells, &text(8)?))
 }
 
 fn text(row: &MySqlRow, index: usize) -> Result<Cell<'_>> {
@@ -48,22 +37,17 @@ fn bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>> {
 /// Unix microseconds of a time. It consists of a length, a year of two bytes, and the rest without trailing zero parts. Source:
 /// <https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_binary_resultset.html>
 fn micros(bytes: &[u8]) -> Option<i64> {
-    let [length, first, second, month, day, clock @ ..] = bytes else { return None };
-    if usize::from(*length) != bytes.len() - 1 {
+    let (length, parts) = bytes.split_first()?;
+    if usize::from(*length) != parts.len() || !matches!(length, 4 | 7 | 11) {
         return None;
     }
-    let year = u16::from_le_bytes([*first, *second]);
-    let date = NaiveDate::from_ymd_opt(year.into(), (*month).into(), (*day).into())?;
-    let (hour, minute, second, micros) = match clock {
-        [] => (0, 0, 0, 0),
-        [hour, minute, second] => (*hour, *minute, *second, 0),
-        [hour, minute, second, rest @ ..] => {
-            (*hour, *minute, *second, u32::from_le_bytes(rest.try_into().ok()?))
-        }
-        _ => return None,
-    };
+    let mut all = [0; 11];
+    all[..parts.len()].copy_from_slice(parts);
+    let [low, high, month, day, hour, minute, second, micros @ ..] = all;
+    let year = u16::from_le_bytes([low, high]);
+    let date = NaiveDate::from_ymd_opt(year.into(), month.into(), day.into())?;
     // A larger value would be a leap second.
-    let micros = Some(micros).filter(|micros| *micros < 1_000_000)?;
+    let micros = Some(u32::from_le_bytes(micros)).filter(|micros| *micros < 1_000_000)?;
     let time = date.and_hms_micro_opt(hour.into(), minute.into(), second.into(), micros)?;
     Some(time.and_utc().timestamp_micros())
 }

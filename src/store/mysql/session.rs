@@ -4,14 +4,13 @@
 //! whole transaction, and later statements would commit on their own. So every error ends the session, except refusals where
 //! the caller expects them. A session that is dropped before its end closes its connection.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sqlx::{
     AssertSqlSafe, Executor as _, MySqlConnection,
-    mysql::{MySql, MySqlArguments, MySqlRow},
-    pool::PoolConnection,
+    mysql::{MySql, MySqlArguments},
     query::Query,
 };
 use tokio::sync::Notify;
@@ -20,13 +19,16 @@ use super::error::{explain, is_of_the_statement, objects_error};
 use crate::{
     model::{ClerkId, Kinds},
     store::{
-        ErrorKind, Mark, Result, RowFate, Session, StoreError, Way,
+        ErrorKind, Mark, Migration, Result, RowFate, Session, StoreError, Way,
+        migration::MYSQL,
+        prefix,
         sql::{
             Dialect, Row, RowCells, SqlSession, Statement, Step, Value,
-            attempt::{self, Attempts},
-            only,
+            ask::Ask,
+            attempt::{self, Attempts, Open},
             removal::Removal,
         },
+        token,
     },
 };
 
@@ -35,11 +37,6 @@ const LATEST: i64 = 253_402_300_799_999;
 
 /// The approximate size of the rows in one statement, in bytes. The default of `max_allowed_packet` is 16 MiB.
 const PORTION: usize = 4 << 20;
-
-/// A text that is unique to one statement.
-fn token() -> String {
-    format!("{:032x}", rand::random::<u128>())
-}
 
 /// The time as the tables store it: truncated to milliseconds, where MySQL would round.
 fn time(at: DateTime<Utc>) -> NaiveDateTime {
@@ -51,94 +48,47 @@ fn written(at: DateTime<Utc>) -> String {
 }
 
 pub(super) struct MysqlSession {
-    /// `None` after it was returned to the pool.
-    connection: Option<PoolConnection<MySql>>,
-    dialect: Dialect,
-    kinds: Kinds,
-    removal: Arc<Removal>,
-    bell: Arc<Notify>,
-    /// The error that ended the transaction.
-    over: Option<StoreError>,
-    leaves_work: bool,
+    pub(super) open: Open<MySql>,
+    pub(super) dialect: Dialect,
+    pub(super) kinds: Kinds,
+    pub(super) removal: Arc<Removal>,
+    pub(super) bell: Arc<Notify>,
+    pub(super) leaves_work: bool,
     /// Whether to fail at once if another session has locked a row.
-    is_hurried: bool,
+    pub(super) is_hurried: bool,
 }
 
 impl MysqlSession {
-    pub(super) fn new(
-        connection: PoolConnection<MySql>,
-        dialect: Dialect,
-        kinds: Kinds,
-        removal: Arc<Removal>,
-        bell: Arc<Notify>,
-        is_hurried: bool,
-    ) -> Self {
-        let connection = Some(connection);
-        Self { connection, dialect, kinds, removal, bell, over: None, leaves_work: false, is_hurried }
-    }
-
-    /// The connection, unless an error has ended the transaction.
-    pub(super) fn connection(&mut self) -> Result<&mut MySqlConnection> {
-        if let Some(error) = &self.over {
-            return Err(error.clone());
-        }
-        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
-    }
-
-    /// Store an error: it ends the transaction.
-    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
-        if let Err(error) = &result {
-            self.over.get_or_insert_with(|| error.clone());
-        }
-        result
-    }
-
     /// Run a statement; returns the rows that its parts read, and how many rows they wrote.
     async fn run(
         &mut self,
         statement: &Statement,
         values: &[Value<'_>],
         explain: impl Fn(sqlx::Error) -> StoreError,
-    ) -> Result<(Vec<MySqlRow>, u64)> {
+    ) -> Result<(Vec<Row>, u64)> {
+        let (mut rows, mut affected) = (Vec::new(), 0);
         if statement.is_void(self.dialect, values) {
-            return Ok((Vec::new(), 0));
+            return Ok((rows, affected));
         }
         let steps = statement.steps(self.dialect);
-        let portions = portions(&steps, values);
-        if portions.is_empty() {
-            return self.run_once(&steps, values, &explain).await;
-        }
-        let (mut rows, mut affected) = (Vec::new(), 0);
-        for values in portions {
-            let (more, written) = self.run_once(&steps, &values, &explain).await?;
-            rows.extend(more);
-            affected += written;
-        }
-        Ok((rows, affected))
-    }
-
-    async fn run_once(
-        &mut self,
-        steps: &[Step],
-        values: &[Value<'_>],
-        explain: &impl Fn(sqlx::Error) -> StoreError,
-    ) -> Result<(Vec<MySqlRow>, u64)> {
-        let given: Vec<Option<String>> = values.iter().map(json).collect();
-        let token = token();
-        let (mut rows, mut affected) = (Vec::new(), 0);
-        for step in steps {
-            let sql = if self.is_hurried && step.sql.ends_with(" FOR UPDATE") {
-                format!("{} NOWAIT", step.sql).into()
-            } else {
-                Arc::clone(&step.sql)
-            };
-            let query = bound(sql, &step.parameters, values, &given, &token);
-            let connection = self.connection()?;
-            if step.sql.starts_with("SELECT") && !step.sql.contains(" INTO @") {
-                // Fetch all rows, because an error may follow the first one.
-                rows.extend(connection.fetch_all(query).await.map_err(explain)?);
-            } else {
-                affected += connection.execute(query).await.map_err(explain)?.rows_affected();
+        for values in portions(&steps, values) {
+            let given: Vec<Option<String>> = values.iter().map(json).collect();
+            let token = token();
+            for step in &*steps {
+                let sql = if self.is_hurried && step.sql.ends_with(" FOR UPDATE") {
+                    format!("{} NOWAIT", step.sql).into()
+                } else {
+                    Arc::clone(&step.sql)
+                };
+                let query = bound(sql, &step.parameters, &values, &given, &token);
+                let connection = self.open.connection()?;
+                if step.sql.starts_with("SELECT") && !step.sql.contains(" INTO @") {
+                    // Fetch all rows, because an error may follow the first one.
+                    let more = connection.fetch_all(query).await.map_err(&explain)?;
+                    rows.extend(Row::all(more, RowCells::Mysql, self.kinds));
+                } else {
+                    affected += connection.execute(query).await.map_err(&explain)?.rows_affected();
+                }
             }
         }
         Ok((rows, affected))
@@ -147,7 +97,7 @@ impl MysqlSession {
 
 impl Drop for MysqlSession {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(connection) = self.open.connection.take() {
             // Removed from the pool, and closed by being dropped.
             drop(connection.detach());
         }
@@ -158,11 +108,6 @@ impl Drop for MysqlSession {
 impl Session for MysqlSession {
     fn kinds(&self) -> Kinds {
         self.kinds
-    }
-
-    async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // These servers have no row level security.
-        Ok(None)
     }
 
     async fn erase(
@@ -181,8 +126,8 @@ impl Session for MysqlSession {
     }
 
     async fn commit(mut self: Box<Self>) -> Result<()> {
-        self.control("COMMIT").await?;
-        drop(self.connection.take());
+        self.open.connection()?.run("COMMIT").await?;
+        drop(self.open.connection.take());
         if self.leaves_work {
             self.bell.notify_one();
         }
@@ -191,9 +136,12 @@ impl Session for MysqlSession {
 
     async fn rollback(mut self: Box<Self>) {
         // A rollback frees the locks at once. If the connection is only closed, they remain until the server notices.
-        let is_usable = self.over.take().is_none_or(|error| error.kind != ErrorKind::Unavailable);
-        if is_usable && self.control("ROLLBACK").await.is_ok() {
-            drop(self.connection.take());
+        let is_usable = self.open.over.take().is_none_or(|error| error.kind != ErrorKind::Unavailable);
+        if let Ok(connection) = self.open.connection()
+            && is_usable
+            && connection.run("ROLLBACK").await.is_ok()
+        {
+            drop(self.open.connection.take());
         }
     }
 }
@@ -205,18 +153,15 @@ impl SqlSession for MysqlSession {
     }
 
     async fn rows(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<Vec<Row>> {
-        let rows = self.run(statement, values, explain).await;
-        self.noted(rows).map(|(rows, _)| Row::all(rows, RowCells::Mysql, self.kinds))
+        let (rows, _) = self.run(statement, values, explain).await.map_err(|error| self.fail(error))?;
+        Ok(rows)
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
         let done = self.run(statement, values, explain).await;
-        let (rows, affected) = self.noted(done)?;
-        match rows.first() {
-            // A statement that needs the number counts rows itself: the server's count for an upsert says nothing.
-            Some(_) => only(&Row::all(rows, RowCells::Mysql, self.kinds))?.get(0),
-            None => Ok(affected),
-        }
+        let (rows, affected) = done.map_err(|error| self.fail(error))?;
+        // A statement that needs the number counts rows itself: the server's count for an upsert says nothing.
+        rows.first().map_or(Ok(affected), |row| row.get(0))
     }
 
     async fn write_objects(
@@ -233,8 +178,7 @@ impl SqlSession for MysqlSession {
             // The batch of a statement that writes rows begins with their ids.
             self.rows(locking, std::slice::from_ref(ids)).await?;
         }
-        let written = attempt::written(self, table, statement, values).await;
-        self.noted(written)
+        attempt::written(self, table, statement, values).await.map_err(|error| self.fail(error))
     }
 
     async fn try_objects(
@@ -245,14 +189,13 @@ impl SqlSession for MysqlSession {
     ) -> Result<()> {
         // After a refusal, the server itself undoes the statement.
         match attempt::written(self, table, statement, values).await {
-            Err(error) if !error.is_about_the_data() || self.is_over() => Err(self.fail(error)),
+            Err(error) if !error.is_about_the_data() || self.open.over.is_some() => Err(self.fail(error)),
             _ => Ok(()),
         }
     }
 
     fn fail(&mut self, reason: StoreError) -> StoreError {
-        self.over.get_or_insert_with(|| reason.clone());
-        reason
+        self.open.fail(reason)
     }
 
     fn leaves_work(&mut self) {
@@ -264,16 +207,11 @@ impl SqlSession for MysqlSession {
 
 #[async_trait]
 impl Attempts for MysqlSession {
-    fn is_over(&self) -> bool {
-        self.over.is_some()
-    }
+    type Database = MySql;
+    const IS_OF_THE_STATEMENT: fn(&StoreError) -> bool = is_of_the_statement;
 
-    fn is_of_the_statement(error: &StoreError) -> bool {
-        is_of_the_statement(error)
-    }
-
-    async fn control(&mut self, text: &str) -> Result<()> {
-        self.connection()?.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map(drop).map_err(explain)
+    fn open(&mut self) -> &mut Open<MySql> {
+        &mut self.open
     }
 
     async fn unjudged(
@@ -282,21 +220,41 @@ impl Attempts for MysqlSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>> {
-        let (rows, _) = self.run(statement, values, |error| objects_error(error, table)).await?;
-        Ok(Row::all(rows, RowCells::Mysql, self.kinds))
+        self.run(statement, values, |error| objects_error(error, table)).await.map(|(rows, _)| rows)
     }
 }
 
-/// The values of a statement that writes rows, split so that the rows of each portion fit into a packet; empty for other
-/// statements.
-fn portions<'a>(steps: &[Step], values: &[Value<'a>]) -> Vec<Vec<Value<'a>>> {
-    let writes = ["INSERT", "UPDATE"].iter().any(|verb| steps[0].sql.starts_with(verb));
-    let [Value::Batch(batch), rest @ ..] = values else { return Vec::new() };
-    if !writes || rest.iter().any(|value| matches!(value, Value::Batch(_))) {
-        return Vec::new();
+#[async_trait]
+impl Ask for MySqlConnection {
+    const DIALECT: Dialect = Dialect::Mysql;
+    const MIGRATIONS: &'static [Migration] = MYSQL;
+
+    async fn verbatim(&mut self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Row>> {
+        let parameters: Vec<usize> = (1..=values.len()).collect();
+        let query = bound(sql.into(), &parameters, values, &[], "");
+        Ok(Row::all(self.fetch_all(query).await.map_err(explain)?, RowCells::Mysql, &[]))
     }
-    let portions = batch.portions(PORTION).into_iter();
-    portions.map(|batch| [&[Value::Batch(batch)], rest].concat()).collect()
+
+    async fn run(&mut self, text: &str) -> Result<Vec<Row>> {
+        let text = prefix::in_text(text, Dialect::Mysql).into_owned();
+        let rows = self.fetch_all(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(explain)?;
+        Ok(Row::all(rows, RowCells::Mysql, &[]))
+    }
+}
+
+/// The values of a statement, split so that the rows of each portion fit into a packet if it writes rows.
+fn portions<'v, 'a>(steps: &[Step], values: &'v [Value<'a>]) -> Vec<Cow<'v, [Value<'a>]>> {
+    let writes = ["INSERT", "UPDATE"].iter().any(|verb| steps[0].sql.starts_with(verb));
+    let is_batch = |value: &Value<'_>| matches!(value, Value::Batch(_));
+    let portions = match values {
+        [Value::Batch(batch), rest @ ..] if writes && !rest.iter().any(is_batch) => batch.portions(PORTION),
+        _ => Vec::new(),
+    };
+    if portions.is_empty() {
+        return vec![Cow::Borrowed(values)];
+    }
+    let whole = |batch| Cow::Owned([&[Value::Batch(batch)], &values[1..]].concat());
+    portions.into_iter().map(whole).collect()
 }
 
 /// A batch in the form that its statement reads.

@@ -3,8 +3,12 @@
 use async_trait::async_trait;
 use sqlx::MySqlPool;
 
-use super::{error::connect_error, inspect::ask, migrations::named};
-use crate::store::{Result, polling::Marks, sql::only};
+use super::error::connect_error;
+use crate::store::{
+    Result,
+    polling::Marks,
+    sql::{ask::Ask as _, values},
+};
 
 /// A text that changes when another process adds work. Each part reads one entry of an index.
 const MARKS: &str = "SELECT concat_ws(' ',
@@ -22,6 +26,6 @@ impl Marks for Newest {
 
     async fn read(&self) -> Result<String> {
         let mut connection = self.0.acquire().await.map_err(connect_error)?;
-        only(&ask(&mut connection, sqlx::query(named(MARKS))).await?)?.get(0)
+        connection.one(MARKS, values![]).await?.get(0)
     }
 }

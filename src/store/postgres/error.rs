@@ -4,11 +4,9 @@
 //! application uses. The place of the error decides. In a function, or in a statement that the server runs by itself, it is the
 //! application's fault: clerk-sync has no such code that could fail.
 
-use std::io;
-
 use sqlx::postgres::{PgDatabaseError, PgErrorPosition, PgSeverity};
 
-use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX};
+use crate::store::{ErrorKind, StoreError, UNIQUE_EMAIL_INDEX, sql::of_driver};
 
 /// How many functions an error names, from the one that failed outwards.
 const NAMED_FUNCTIONS: usize = 3;
@@ -56,25 +54,8 @@ fn understand(error: sqlx::Error, statement: Statement) -> StoreError {
             }
             None => StoreError::new(ErrorKind::Broken),
         },
-        // Use only clerk-sync's own text, because the driver's may quote a file's content.
-        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => unavailable(NO_TLS),
-        // The peer's certificate is verified while reading.
-        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => unavailable(NO_TLS),
-        sqlx::Error::Io(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => StoreError::new(ErrorKind::Unavailable),
-        _ => StoreError::new(ErrorKind::Broken),
+        error => of_driver(&error, "sslmode, sslrootcert, sslcert, sslkey"),
     }
-}
-
-const NO_TLS: &str = "the encrypted connection failed: the server has no TLS, its certificate is not trusted or is for \
-                      another name, or a file that DATABASE_URL names cannot be used (sslmode, sslrootcert, sslcert, \
-                      sslkey)";
-
-fn unavailable(place: &str) -> StoreError {
-    StoreError { place: Some(place.to_owned()), ..StoreError::new(ErrorKind::Unavailable) }
 }
 
 /// What the server reports about an error, without values.

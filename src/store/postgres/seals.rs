@@ -10,16 +10,9 @@ use crate::{
 
 /// A line, from the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
 pub(in crate::store) fn line(row: &PgRow) -> Result<LineHash> {
-    let cells = [
-        time(row, 1)?,
-        text(row, 2)?,
-        text(row, 3)?,
-        text(row, 4)?,
-        text(row, 5)?,
-        list(row, 6)?,
-        time(row, 7)?,
-    ];
-    Ok(LineHash::of(get(row, 0)?, &cells, &text(row, 8)?))
+    let (text, time) = (|index| text(row, index), |index| time(row, index));
+    let cells = [time(1)?, text(2)?, text(3)?, text(4)?, text(5)?, list(row, 6)?, time(7)?];
+    Ok(LineHash::of(get(row, 0)?, &cells, &text(8)?))
 }
 
 fn text(row: &PgRow, index: usize) -> Result<Cell<'_>> {

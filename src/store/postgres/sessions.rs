@@ -23,8 +23,7 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use crate::store::Route;
-use crate::store::relay::Paths;
+use crate::store::{Route, relay::Paths, token};
 
 /// The setting that holds the mark.
 const MARK: &str = "clerk_sync.session";
@@ -59,7 +58,7 @@ impl Sessions {
     pub(super) fn new(paths: Option<Paths>) -> Self {
         Self {
             paths,
-            mark: format!("{:032x}", rand::random::<u128>()),
+            mark: token(),
             met: Mutex::default(),
             indirect: AtomicBool::new(false),
             quickest: AtomicU64::new(u64::MAX),

@@ -1,24 +1,52 @@
 //! Writes that the application may refuse by its constraints and triggers, in databases whose transaction survives a refusal.
 
 use async_trait::async_trait;
+use sqlx::{Database, pool::PoolConnection};
 
-use super::{Row, SqlSession, Statement, Value, batch, objects::Statements, values};
+use super::{Row, SqlSession, Statement, Value, ask::Ask, batch, objects::Statements, values};
 use crate::{
     model::FieldSet,
     store::{ErrorKind, Result, StoreError},
 };
 
+/// A connection in a transaction, until an error ends it. After some errors the database has undone the whole transaction by
+/// itself, and later statements would commit on their own.
+pub(in crate::store) struct Open<D: Database> {
+    /// `None` after it was returned to the pool.
+    pub(in crate::store) connection: Option<PoolConnection<D>>,
+    /// The error that ended the transaction.
+    pub(in crate::store) over: Option<StoreError>,
+}
+
+impl<D: Database> Open<D> {
+    pub(in crate::store) fn new(connection: PoolConnection<D>) -> Self {
+        Self { connection: Some(connection), over: None }
+    }
+
+    /// The connection, unless an error has ended the transaction.
+    pub(in crate::store) fn connection(&mut self) -> Result<&mut D::Connection> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
+        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
+    }
+
+    /// Note an error: it ends the transaction.
+    pub(in crate::store) fn fail(&mut self, error: StoreError) -> StoreError {
+        self.over.get_or_insert_with(|| error.clone());
+        error
+    }
+}
+
 /// A session whose transaction survives a refusal. Any other error ends it, once [`SqlSession::fail`] has noted the error.
 #[async_trait]
 pub(in crate::store) trait Attempts: SqlSession {
-    /// Whether an error has ended the transaction.
-    fn is_over(&self) -> bool;
+    type Database: Database<Connection: Ask>;
 
     /// Whether the statement cannot run because something that it names does not exist, or because a function in it fails.
-    fn is_of_the_statement(error: &StoreError) -> bool;
+    const IS_OF_THE_STATEMENT: fn(&StoreError) -> bool;
 
-    /// Run a text without parameters. An error is not noted.
-    async fn control(&mut self, text: &str) -> Result<()>;
+    fn open(&mut self) -> &mut Open<Self::Database>;
 
     /// The rows of a statement on this table, where the application's code may run. An error is not noted.
     async fn unjudged(
@@ -38,7 +66,7 @@ pub(in crate::store) async fn written<S: Attempts>(
     values: &[Value<'_>],
 ) -> Result<Vec<Row>> {
     match session.unjudged(table, statement, values).await {
-        Err(error) if S::is_of_the_statement(&error) && all_is_there(session, table).await => {
+        Err(error) if S::IS_OF_THE_STATEMENT(&error) && all_is_there(session, table).await => {
             Err(StoreError { kind: ErrorKind::Refused, place: Some(format!("table {table}")), ..error })
         }
         written => written,
@@ -55,7 +83,8 @@ async fn all_is_there(session: &mut impl Attempts, table: &'static str) -> bool 
 
 /// Begin an attempt, which [`end`] ends.
 pub(in crate::store) async fn begin(session: &mut impl Attempts) -> Result<()> {
-    session.control("SAVEPOINT attempt").await.map_err(|error| session.fail(error))
+    let begun = session.open().connection()?.run("SAVEPOINT attempt").await;
+    begun.map(drop).map_err(|error| session.fail(error))
 }
 
 /// End an attempt. After a refusal, which is returned inside, the transaction is as it was before.
@@ -65,12 +94,13 @@ pub(in crate::store) async fn end<T>(
 ) -> Result<std::result::Result<T, StoreError>> {
     match done {
         Ok(done) => {
-            let left = session.control("RELEASE SAVEPOINT attempt").await;
+            let left = session.open().connection()?.run("RELEASE SAVEPOINT attempt").await;
             left.map_err(|error| session.fail(error))?;
             Ok(Ok(done))
         }
-        Err(refused) if refused.is_about_the_data() && !session.is_over() => {
-            let undone = session.control("ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt").await;
+        Err(refused) if refused.is_about_the_data() && session.open().over.is_none() => {
+            let undo = "ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt";
+            let undone = session.open().connection()?.run(undo).await;
             // A trigger of SQLite with RAISE(ROLLBACK) removes the savepoint and the transaction. Then the refusal is final.
             if undone.is_err() { Err(session.fail(refused)) } else { Ok(Err(refused)) }
         }

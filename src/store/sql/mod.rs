@@ -4,9 +4,11 @@
 //! transactions and runs statements in its dialect. It writes by hand only the operations that its database does better
 //! than others, or differently. All other operations are derived from these.
 
+pub(in crate::store) mod ask;
 pub(in crate::store) mod attempt;
 mod batch;
 pub mod ddl;
+mod driver;
 mod ledger;
 mod looks;
 mod notes;
@@ -25,6 +27,7 @@ use async_trait::async_trait;
 
 pub(in crate::store) use self::{
     batch::{Batch, Cells, batch},
+    driver::of_driver,
     ledger::telling,
     row::{RowCells, only},
     statement::{Step, statements},

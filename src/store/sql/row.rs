@@ -68,8 +68,7 @@ impl Row {
             RowCells::Sqlite(row) => row.try_column(column).map(|column| column.name().to_owned()),
             RowCells::Mysql(row) => row.try_column(column).map(|column| column.name().to_owned()),
         };
-        let place = format!("column {} cannot be read", name.as_deref().unwrap_or_default());
-        StoreError { place: Some(place), ..StoreError::new(ErrorKind::Broken) }
+        StoreError::unreadable(name.as_deref().unwrap_or_default())
     }
 
     /// Whether this column is NULL.

@@ -199,7 +199,10 @@ fn part_of(word: &str, argument: &str, dialect: Dialect) -> String {
             let (parameter, rest) = split(argument, " AS ");
             let (alias, columns) = split(rest, ":");
             let columns = columns.split(',').map(|column| split(column.trim(), " "));
-            batch(parameter, alias, columns, dialect)
+            match dialect {
+                Dialect::Mariadb | Dialect::Mysql => mysql::render::batch(parameter, alias, columns, dialect),
+                _ => batch(parameter, alias, columns, dialect),
+            }
         }
         (word, Dialect::Mariadb | Dialect::Mysql) => mysql::render::part(word, argument, dialect),
         ("lookup" | "lock" | "claim", Dialect::Postgres) => {
@@ -236,6 +239,7 @@ fn is_for(word: &str, dialect: Dialect) -> Option<bool> {
     word.split('|').all(is_family).then(|| word.split('|').any(|name| name == dialect.family()))
 }
 
+/// A batch for PostgreSQL or SQLite.
 fn batch<'a>(
     parameter: &str,
     alias: &str,
@@ -247,9 +251,8 @@ fn batch<'a>(
     for (index, (name, kind)) in columns.enumerate() {
         cells.push(match (dialect, kind) {
             (Dialect::Postgres, kind) => format!("${}::{}[]", first + index, dialect.type_name(kind)),
-            (Dialect::Sqlite, "bytes") => format!("unhex(value ->> {index}) AS {name}"),
-            (Dialect::Sqlite, _) => format!("value ->> {index} AS {name}"),
-            (Dialect::Mariadb | Dialect::Mysql, kind) => mysql::render::cell(index, name, kind, dialect),
+            (_, "bytes") => format!("unhex(value ->> {index}) AS {name}"),
+            (_, _) => format!("value ->> {index} AS {name}"),
         });
         let _ = write!(names, "{name}, ");
     }
@@ -257,10 +260,7 @@ fn batch<'a>(
     match dialect {
         Dialect::Postgres => format!("unnest({cells}) WITH ORDINALITY AS {alias} ({names}place)"),
         // `json_each` would serialise a row again for each of its columns.
-        Dialect::Sqlite => {
-            format!("(SELECT {cells}, key + 1 AS place FROM jsonb_each({parameter})) AS {alias}")
-        }
-        Dialect::Mariadb | Dialect::Mysql => mysql::render::batch(parameter, alias, &cells),
+        _ => format!("(SELECT {cells}, key + 1 AS place FROM jsonb_each({parameter})) AS {alias}"),
     }
 }
 

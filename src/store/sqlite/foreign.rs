@@ -1,17 +1,15 @@
 //! Reading an application's table.
 
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::SqliteConnection;
 
-use super::{error::explain, migrations, text::ask};
+use super::migrations;
 use crate::store::{
-    ErrorKind, ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
+    ForeignColumn, ForeignReading, ForeignRow, ForeignTable, Result, StoreError,
     foreign::{self, STANDARD},
     prefix,
     schema::{Column, quoted},
+    sql::{ask::Ask as _, values},
 };
-
-/// SQLite's code for a write in a read-only mode. Source: <https://sqlite.org/rescode.html>
-const READONLY: &str = "8";
 
 /// The table, its columns and counts of their values.
 pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> Result<ForeignTable> {
@@ -30,7 +28,7 @@ pub(super) async fn describe(connection: &mut SqliteConnection, table: &str) -> 
         |Column { name, .. }: Column| ForeignColumn { name, is_text: true, ..ForeignColumn::default() };
     let columns: Vec<ForeignColumn> = columns.into_iter().map(column).collect();
     let statement = foreign::counting(&columns, &quoted(table), &STANDARD);
-    let counts = ask(connection, sqlx::query(AssertSqlSafe(statement)).persistent(false)).await?;
+    let counts = connection.verbatim(&statement, values![]).await?;
     // The zone of CURRENT_TIMESTAMP.
     Ok(ForeignTable { zone: Some("UTC".to_owned()), ..foreign::counted(&counts, columns)? })
 }
@@ -52,21 +50,10 @@ pub(super) async fn read(
     let (json, table) = (format!("json_object({pairs})"), quoted(bare(&reading.table)));
     let statement = foreign::page(reading, &id, &json, &table, &STANDARD);
     // A condition that ends the statement and begins another one cannot change anything.
-    read_only(connection, true).await?;
-    let query = sqlx::query(AssertSqlSafe(statement)).persistent(false).bind(after).bind(limit);
-    let rows = ask(connection, query).await;
-    read_only(connection, false).await?;
-    let refused = |error: StoreError| match error.code.as_deref() {
-        Some(READONLY) => StoreError { kind: ErrorKind::Refused, ..error },
-        _ => error,
-    };
-    foreign::rows(rows.map_err(refused), reading, &STANDARD)
-}
-
-async fn read_only(connection: &mut SqliteConnection, on: bool) -> Result<()> {
-    let pragma = if on { "PRAGMA query_only = ON" } else { "PRAGMA query_only = OFF" };
-    sqlx::raw_sql(pragma).execute(connection).await.map_err(explain)?;
-    Ok(())
+    connection.run("PRAGMA query_only = ON").await?;
+    let rows = connection.verbatim(&statement, values![after, limit]).await;
+    connection.run("PRAGMA query_only = OFF").await?;
+    foreign::rows(rows, reading, &STANDARD)
 }
 
 /// The name of a table that was written as in SQL: `"User"`, `main."User"`, `[User]`.

@@ -3,13 +3,13 @@
 use serde::de::DeserializeOwned;
 use sqlx::SqliteConnection;
 
-use super::{migrations, text::ask};
+use super::migrations;
 use crate::store::{
-    Inspection, Migration, Reference, Result, Size,
+    Inspection, Reference, Result, Size,
     migration::SQLITE,
     prefix,
     schema::{self, quoted},
-    sql::{Row, only},
+    sql::{Row, ask::Ask as _, values},
 };
 
 /// Inspect the database.
@@ -18,9 +18,8 @@ pub(super) async fn inspect(
     place: &impl std::fmt::Display,
     anonymize_columns: &[String],
 ) -> Result<Inspection> {
-    let version: String = only(&ask(connection, sqlx::query("SELECT sqlite_version()")).await?)?.get(0)?;
-    let applied = migrations::applied(connection).await;
-    let migrations = applied.and_then(|applied| Migration::checked(SQLITE, &applied));
+    let version: String = connection.one("SELECT sqlite_version()", values![]).await?.get(0)?;
+    let migrations = connection.checked().await;
     let applied = match &migrations {
         Ok(status) => status.iter().filter(|status| status.applied).count(),
         Err(_) => SQLITE.len(),
@@ -35,54 +34,40 @@ pub(super) async fn inspect(
     } else {
         Ok(())
     };
+    let size = size(connection).await.map(|database| Size { database, ours: None });
     Ok(Inspection {
-        version: format!("SQLite {version}"),
-        // SQLite is part of this program.
-        needs: None,
-        now: None,
-        standby: false,
-        read_only: false,
-        missing: Vec::new(),
         migrations: Some(migrations),
         tables,
-        hidden: None,
-        rules: Vec::new(),
         references: references(connection).await?,
-        route: None,
-        // SQLite considers both the rows and its stored counter.
-        sequences: Vec::new(),
-        settings: Vec::new(),
-        bypass: None,
-        size: size(connection).await.map(|database| Size { database, ours: None }),
+        // No version is too old, because SQLite is part of this program. Identity sequences are never behind, because SQLite
+        // considers both the rows and its stored counter.
+        ..Inspection::of(format!("SQLite {version}"), size)
     })
 }
 
 /// The size of the database in bytes.
 pub(super) async fn size(connection: &mut SqliteConnection) -> Result<u64> {
-    let query = sqlx::query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size");
-    only(&ask(connection, query).await?)?.get(0)
+    let query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+    connection.one(query, values![]).await?.get(0)
 }
 
 /// Number of live users.
 pub(super) async fn count_standing(connection: &mut SqliteConnection) -> Result<u64> {
-    let query = sqlx::query(migrations::named("SELECT count(*) FROM users WHERE deleted_at IS NULL"));
-    only(&ask(connection, query).await?)?.get(0)
+    connection.one("SELECT count(*) FROM users WHERE deleted_at IS NULL", values![]).await?.get(0)
 }
 
 async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>> {
-    let query = sqlx::query(
-        "SELECT name, json_group_array(\"column\"), target FROM (
+    let query = "SELECT name, json_group_array(\"column\"), target FROM (
              SELECT m.name, f.id, f.\"from\" AS \"column\", lower(f.\"table\") AS target
              FROM sqlite_schema AS m JOIN pragma_foreign_key_list(m.name) AS f
              WHERE m.type = 'table' AND lower(f.\"table\") IN (SELECT value FROM json_each(?1))
              ORDER BY m.name, f.id, f.seq
          )
-         GROUP BY name, id",
-    );
+         GROUP BY name, id";
     let ours: Vec<String> = schema::of_kinds().into_iter().map(prefix::of_table).collect();
-    let query = query.bind(serde_json::to_string(&ours).unwrap_or_default());
+    let ours = serde_json::to_string(&ours).unwrap_or_default();
     let mut references = Vec::new();
-    for row in ask(connection, query).await? {
+    for row in connection.verbatim(query, values![&ours]).await? {
         let (table, columns): (String, Vec<String>) = (row.get(0)?, list(&row, 1)?);
         let index = quoted(&format!("{table}_{}", columns.join("_")));
         let names: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
@@ -99,8 +84,7 @@ async fn references(connection: &mut SqliteConnection) -> Result<Vec<Reference>>
 
 /// Whether an index begins with these columns, in any order.
 async fn is_indexed(connection: &mut SqliteConnection, table: &str, columns: &[String]) -> Result<bool> {
-    let query = sqlx::query(
-        "SELECT json_group_array(\"column\") FROM (
+    let query = "SELECT json_group_array(\"column\") FROM (
              SELECT l.name, i.name AS \"column\"
              FROM pragma_index_list(?1) AS l JOIN pragma_index_info(l.name) AS i
              WHERE l.partial = 0
@@ -110,9 +94,8 @@ async fn is_indexed(connection: &mut SqliteConnection, table: &str, columns: &[S
          UNION ALL
          -- Such a key is the order of the rows themselves, without an index.
          SELECT json_array(name) FROM pragma_table_info(?1)
-         WHERE pk > 0 AND upper(type) = 'INTEGER' AND (SELECT max(pk) FROM pragma_table_info(?1)) = 1",
-    );
-    for row in ask(connection, query.bind(table)).await? {
+         WHERE pk > 0 AND upper(type) = 'INTEGER' AND (SELECT max(pk) FROM pragma_table_info(?1)) = 1";
+    for row in connection.verbatim(query, values![table]).await? {
         // An expression has no name.
         let index: Vec<Option<String>> = list(&row, 0)?;
         let begins_with = |column: &String| {

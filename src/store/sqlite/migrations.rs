@@ -2,21 +2,20 @@
 
 use std::{collections::BTreeSet, fmt::Display};
 
-use sqlx::{AssertSqlSafe, SqliteConnection};
+use sqlx::SqliteConnection;
 
-use super::{error::explain, text::ask};
 use crate::store::{
-    Migration, MigrationStatus, Result,
+    Migration, Result,
     migration::SQLITE,
     prefix,
     schema::{self, Column, ColumnType, TABLES, VIEWS, quoted},
-    sql::{Dialect, Row},
+    sql::{Dialect, Row, ask::Ask as _, values},
 };
 
 /// Apply pending migrations in the caller's transaction; returns them.
 pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Display) -> Result<Vec<Migration>> {
     // Another process may have applied them meanwhile.
-    let pending = pending(connection).await?;
+    let pending = connection.pending().await?;
     check(connection, place, &pending).await?;
     let table = "CREATE TABLE IF NOT EXISTS _clerk_sync_migrations (
                      version    INTEGER PRIMARY KEY,
@@ -25,31 +24,13 @@ pub(super) async fn apply(connection: &mut SqliteConnection, place: &impl Displa
                      checksum   TEXT NOT NULL,
                      applied_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
                  )";
-    sqlx::raw_sql(named(table)).execute(&mut *connection).await.map_err(explain)?;
+    connection.run(table).await?;
     for migration in &pending {
-        sqlx::raw_sql(named(migration.sql)).execute(&mut *connection).await.map_err(explain)?;
-        let text = "INSERT INTO _clerk_sync_migrations (version, name, checksum) VALUES (?1, ?2, ?3)";
-        let query = sqlx::query(named(text));
-        let query = query.bind(migration.version).bind(migration.name).bind(migration.checksum());
-        query.execute(&mut *connection).await.map_err(explain)?;
+        connection.run(migration.sql).await?;
+        connection.remember(migration).await?;
     }
     check(connection, place, &[]).await?;
     Ok(pending)
-}
-
-/// clerk-sync's SQL with the names that the file uses.
-pub(super) fn named(sql: &str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(prefix::in_text(sql, Dialect::Sqlite).into_owned())
-}
-
-/// The migrations that are not applied yet.
-pub(super) async fn pending(connection: &mut SqliteConnection) -> Result<Vec<Migration>> {
-    Migration::pending(SQLITE, &applied(connection).await?)
-}
-
-/// Every known migration, and whether it is applied.
-pub(super) async fn status(connection: &mut SqliteConnection) -> Result<Vec<MigrationStatus>> {
-    Ok(Migration::status(SQLITE, &applied(connection).await?))
 }
 
 /// Refuse tables with clerk-sync's names that clerk-sync did not create, except where these migrations still change them.
@@ -103,23 +84,15 @@ async fn way_round(connection: &mut SqliteConnection, tables: BTreeSet<&str>) ->
     ))
 }
 
-/// Refuse `ANONYMIZE_COLUMNS` that an erasure could not set to NULL.
-pub(super) async fn check_anonymize_columns(
-    connection: &mut SqliteConnection,
-    names: &[String],
-) -> Result<()> {
-    schema::check_anonymize_columns(&columns(connection, "users").await?, names)
-}
-
 /// The columns of a clerk-sync table; empty if there is no such table.
-async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
+pub(super) async fn columns(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
     let columns = columns_of(connection, &prefix::of_table(table)).await?.into_iter();
     Ok(columns.map(|column| Column { table: table.to_owned(), ..column }).collect())
 }
 
 /// The columns of any table.
 pub(super) async fn columns_of(connection: &mut SqliteConnection, table: &str) -> Result<Vec<Column>> {
-    let query = sqlx::query("SELECT name, type, \"notnull\" FROM pragma_table_info(?1)").bind(table);
+    let query = "SELECT name, type, \"notnull\" FROM pragma_table_info(?1)";
     let column = |row: &Row| {
         Ok(Column {
             table: table.to_owned(),
@@ -128,29 +101,19 @@ pub(super) async fn columns_of(connection: &mut SqliteConnection, table: &str) -
             not_null: row.get(2)?,
         })
     };
-    ask(connection, query).await?.iter().map(column).collect()
+    connection.verbatim(query, values![table]).await?.iter().map(column).collect()
 }
 
 /// The indexes of a table whose names clerk-sync needs.
 async fn indexes(connection: &mut SqliteConnection, table: &str) -> Result<Vec<String>> {
-    let query = sqlx::query(
-        "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL",
-    );
-    let rows = ask(connection, query.bind(prefix::of_table(table))).await?;
+    let query = "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = ?1 AND sql IS NOT NULL";
+    let rows = connection.verbatim(query, values![&prefix::of_table(table)]).await?;
     let mut names: Vec<String> = rows.iter().map(|row| row.get(0)).collect::<Result<_>>()?;
     names.retain(|name| {
-        SQLITE.iter().any(|migration| named(migration.sql).0.contains(&format!(" {name} ON ")))
+        let makes = format!(" {name} ON ");
+        SQLITE.iter().any(|migration| prefix::in_text(migration.sql, Dialect::Sqlite).contains(&makes))
     });
     Ok(names)
-}
-
-/// Versions and checksums of the applied migrations.
-pub(super) async fn applied(connection: &mut SqliteConnection) -> Result<Vec<(i64, String)>> {
-    if columns(connection, "_clerk_sync_migrations").await?.is_empty() {
-        return Ok(Vec::new());
-    }
-    let query = sqlx::query(named("SELECT version, checksum FROM _clerk_sync_migrations ORDER BY version"));
-    ask(connection, query).await?.iter().map(|row| Ok((row.get(0)?, row.get(1)?))).collect()
 }
 
 /// The affinity of a declared type (<https://www.sqlite.org/datatype3.html#determination_of_column_affinity>).

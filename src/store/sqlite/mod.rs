@@ -56,7 +56,11 @@ use super::{
     Count, Database, ErrorKind, ForeignReading, ForeignRow, ForeignTable, Inspection, Listener, Migration,
     MigrationStatus, Patience, Readiness, Result, Session as _, Space, Statistics, StoreError,
     polling::Polling,
-    sql::{Purpose, SqlDatabase, SqlTransaction, removal::Removal, statistics, unique_email},
+    schema,
+    sql::{
+        Purpose, SqlDatabase, SqlTransaction, ask::Ask as _, removal::Removal, statistics, unique_email,
+        values,
+    },
 };
 use crate::model::{Entity, Kinds};
 
@@ -184,7 +188,7 @@ impl Database for Sqlite {
         let place = self.file.path.display();
         let mut reader = self.read().await?;
         // Usually there is nothing to do, which must not need the write lock.
-        let mut applied = migrations::pending(&mut reader).await?;
+        let mut applied = reader.pending().await?;
         if applied.is_empty() {
             migrations::check(&mut reader, &place, &[]).await?;
         } else {
@@ -195,12 +199,13 @@ impl Database for Sqlite {
         drop(reader);
         unique_email::settle(self, self.unique_email).await?;
         // After the migrations, because the application can add its columns only to existing tables.
-        migrations::check_anonymize_columns(&mut *self.read().await?, &self.anonymize_columns).await?;
+        let columns = migrations::columns(&mut *self.read().await?, "users").await?;
+        schema::check_anonymize_columns(&columns, &self.anonymize_columns)?;
         Ok(applied)
     }
 
     async fn migration_status(&self) -> Result<Vec<MigrationStatus>> {
-        migrations::status(&mut *self.read().await?).await
+        self.read().await?.status().await
     }
 
     async fn ready(&self) -> Result<Readiness> {
@@ -237,11 +242,7 @@ impl Database for Sqlite {
                 let query = "SELECT EXISTS (
                     SELECT 1 FROM erasure_receipts WHERE destination = 'database' AND completed_at >= ?1
                 )";
-                let erased = sqlx::query_scalar(migrations::named(query))
-                    .bind(text::time(at))
-                    .fetch_one(&mut *reader)
-                    .await;
-                if !erased.map_err(explain)? {
+                if !reader.one(query, values![at]).await?.get::<bool>(0)? {
                     return Ok(false);
                 }
             }
@@ -249,8 +250,7 @@ impl Database for Sqlite {
         self.file.check()?;
         let mut writer = self.writer.acquire().await.map_err(explain)?;
         // Outside a transaction, with the usual wait for other writers.
-        let rewrite = sqlx::raw_sql("PRAGMA busy_timeout = 3000; VACUUM");
-        rewrite.execute(&mut *writer).await.map_err(explain)?;
+        writer.run("PRAGMA busy_timeout = 3000; VACUUM").await?;
         // The new pages are in the log, while the file still holds the old ones.
         self.housekeeping.tidy(&mut writer, true).await;
         Ok(true)

@@ -7,22 +7,15 @@ use sqlx::{Row, TypeInfo, ValueRef, sqlite::SqliteRow};
 use super::{error::explain, text};
 use crate::{
     model::{LineHash, seal::Cell},
-    store::Result,
+    store::{Result, StoreError},
 };
 
 /// A line, from the columns `id`, `at`, `action`, `clerk_id`, `svix_id`, `source`, `changed_fields`, `event_at` and `kind`.
 pub(in crate::store) fn line(row: &SqliteRow) -> Result<LineHash> {
-    let id = text::read_integer(row, "id")?.ok_or_else(|| text::unreadable("id"))?;
-    let cells = [
-        time(cell(row, 1)?),
-        cell(row, 2)?,
-        cell(row, 3)?,
-        cell(row, 4)?,
-        cell(row, 5)?,
-        cell(row, 6)?.listed(),
-        time(cell(row, 7)?),
-    ];
-    Ok(LineHash::of(id, &cells, &cell(row, 8)?))
+    let id = text::read_integer(row, "id")?.ok_or_else(|| StoreError::unreadable("id"))?;
+    let cell = |index| cell(row, index);
+    let cells = [time(cell(1)?), cell(2)?, cell(3)?, cell(4)?, cell(5)?, cell(6)?.listed(), time(cell(7)?)];
+    Ok(LineHash::of(id, &cells, &cell(8)?))
 }
 
 fn cell(row: &SqliteRow, index: usize) -> Result<Cell<'_>> {

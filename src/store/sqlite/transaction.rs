@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, SqliteConnection, pool::PoolConnection};
+use sqlx::{SqliteConnection, pool::PoolConnection};
 use tokio::sync::Notify;
 
 use super::{
@@ -23,22 +23,20 @@ use super::{
 use crate::{
     model::{ClerkId, Kinds},
     store::{
-        ErrorKind, Mark, Patience, Result, RowFate, Session, StoreError, Way,
+        Mark, Patience, Result, RowFate, Session, StoreError, Way,
         sql::{
             Dialect, Row, SqlSession, Statement, Value,
-            attempt::{self, Attempts},
+            ask::Ask as _,
+            attempt::{self, Attempts, Open},
             removal::Removal,
+            values,
         },
     },
 };
 
 pub(super) struct SqliteSession {
     pub(super) kinds: Kinds,
-    /// `None` after it was returned to the pool.
-    connection: Option<PoolConnection<sqlx::Sqlite>>,
-    /// The error that ended the transaction. After an error SQLite may have rolled back by itself, and then later statements
-    /// would each commit on their own.
-    over: Option<StoreError>,
+    open: Open<sqlx::Sqlite>,
     /// Whether it only reads: each statement then sees what was committed before it.
     reads: bool,
     /// Whether personal data was removed.
@@ -54,7 +52,7 @@ impl SqliteSession {
         reads: bool,
         housekeeping: Arc<Housekeeping>,
     ) -> Self {
-        Self { kinds, connection: Some(connection), over: None, reads, erased: false, housekeeping }
+        Self { kinds, open: Open::new(connection), reads, erased: false, housekeeping }
     }
 
     pub(super) async fn begin(&mut self, patience: Patience) -> Result<()> {
@@ -64,29 +62,18 @@ impl SqliteSession {
             Patience::Normal | Patience::Long => "PRAGMA busy_timeout = 3000; BEGIN IMMEDIATE",
             Patience::Short => "PRAGMA busy_timeout = 50; BEGIN IMMEDIATE",
         };
-        control(self.connection()?, begin).await
+        self.connection()?.run(begin).await.map(drop)
     }
 
     /// The connection, unless an error has ended the transaction.
     pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection> {
-        if let Some(error) = &self.over {
-            return Err(error.clone());
-        }
-        self.connection.as_deref_mut().ok_or_else(|| StoreError::new(ErrorKind::Broken))
-    }
-
-    /// Store an error: it ends the transaction.
-    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
-        if let Err(error) = &result {
-            self.over.get_or_insert_with(|| error.clone());
-        }
-        result
+        self.open.connection()
     }
 }
 
 impl Drop for SqliteSession {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.as_mut().filter(|_| !self.reads) {
+        if let Some(connection) = self.open.connection.as_mut().filter(|_| !self.reads) {
             connection.close_on_drop();
         }
     }
@@ -96,11 +83,6 @@ impl Drop for SqliteSession {
 impl Session for SqliteSession {
     fn kinds(&self) -> Kinds {
         self.kinds
-    }
-
-    async fn hidden(&mut self) -> Result<Option<StoreError>> {
-        // SQLite has no row level security.
-        Ok(None)
     }
 
     async fn erase(
@@ -123,7 +105,7 @@ impl Session for SqliteSession {
             return Ok(());
         }
         let committed = match self.connection() {
-            Ok(connection) => control(connection, "COMMIT").await,
+            Ok(connection) => connection.run("COMMIT").await,
             Err(error) => Err(error),
         };
         // A deferred foreign key fails here, and leaves the transaction open.
@@ -133,7 +115,7 @@ impl Session for SqliteSession {
         }
         // The commit may have added work.
         self.housekeeping.bell.notify_one();
-        if let Some(mut connection) = self.connection.take() {
+        if let Some(mut connection) = self.open.connection.take() {
             // A cancelled task may end here; the connection is no longer in a transaction.
             self.housekeeping.tidy(&mut connection, self.erased).await;
         }
@@ -145,9 +127,9 @@ impl Session for SqliteSession {
             return;
         }
         // If the rollback fails, the connection is closed.
-        let Some(connection) = self.connection.as_deref_mut() else { return };
-        if control(connection, "ROLLBACK").await.is_ok() {
-            drop(self.connection.take());
+        let Some(connection) = self.open.connection.as_deref_mut() else { return };
+        if connection.run("ROLLBACK").await.is_ok() {
+            drop(self.open.connection.take());
         }
     }
 }
@@ -163,16 +145,16 @@ impl SqlSession for SqliteSession {
             return Ok(Vec::new());
         }
         let kinds = self.kinds;
-        let rows = rows(self.connection()?, kinds, statement, values).await;
-        self.noted(rows)
+        rows(self.connection()?, kinds, statement, values).await.map_err(|error| self.fail(error))
     }
 
     async fn execute(&mut self, statement: &Statement, values: &[Value<'_>]) -> Result<u64> {
         if statement.is_void(Dialect::Sqlite, values) {
             return Ok(0);
         }
-        let written = bound(statement, values).execute(self.connection()?).await.map_err(explain);
-        self.noted(written).map(|written| written.rows_affected())
+        let written =
+            bound(statement.sql(Dialect::Sqlite), values).execute(self.connection()?).await.map_err(explain);
+        written.map(|written| written.rows_affected()).map_err(|error| self.fail(error))
     }
 
     async fn write_objects(
@@ -181,8 +163,7 @@ impl SqlSession for SqliteSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<Vec<Row>> {
-        let written = attempt::written(self, table, statement, values).await;
-        self.noted(written)
+        attempt::written(self, table, statement, values).await.map_err(|error| self.fail(error))
     }
 
     async fn try_objects(
@@ -197,8 +178,7 @@ impl SqlSession for SqliteSession {
     }
 
     fn fail(&mut self, reason: StoreError) -> StoreError {
-        self.over.get_or_insert_with(|| reason.clone());
-        reason
+        self.open.fail(reason)
     }
 
     fn leaves_work(&mut self) {
@@ -212,16 +192,11 @@ impl SqlSession for SqliteSession {
 
 #[async_trait]
 impl Attempts for SqliteSession {
-    fn is_over(&self) -> bool {
-        self.over.is_some()
-    }
+    type Database = sqlx::Sqlite;
+    const IS_OF_THE_STATEMENT: fn(&StoreError) -> bool = is_of_the_statement;
 
-    fn is_of_the_statement(error: &StoreError) -> bool {
-        is_of_the_statement(error)
-    }
-
-    async fn control(&mut self, text: &str) -> Result<()> {
-        control(self.connection()?, text).await
+    fn open(&mut self) -> &mut Open<sqlx::Sqlite> {
+        &mut self.open
     }
 
     async fn unjudged(
@@ -259,7 +234,7 @@ impl Housekeeping {
             (false, false) => return,
         };
         self.log_is_stale.store(true, Ordering::Relaxed);
-        if control(connection, patience).await.is_ok() && matches!(checkpoint(connection).await, Ok(true)) {
+        if connection.run(patience).await.is_ok() && matches!(checkpoint(connection).await, Ok(true)) {
             self.log_is_stale.store(false, Ordering::Relaxed);
         }
     }
@@ -267,13 +242,6 @@ impl Housekeeping {
 
 /// Move the write-ahead log into the database and empty it; returns whether that succeeded.
 async fn checkpoint(connection: &mut SqliteConnection) -> Result<bool> {
-    let busy: i64 =
-        sqlx::query_scalar("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(connection).await.map_err(explain)?;
+    let busy: i64 = connection.one("PRAGMA wal_checkpoint(TRUNCATE)", values![]).await?.get(0)?;
     Ok(busy == 0)
-}
-
-/// Run transaction control, which takes no parameters and whose rows do not matter.
-async fn control(connection: &mut SqliteConnection, statements: &str) -> Result<()> {
-    sqlx::raw_sql(AssertSqlSafe(statements)).execute(connection).await.map_err(explain)?;
-    Ok(())
 }
