@@ -17,7 +17,7 @@ static REMEMBER: Statement = Statement::new(
     "INSERT INTO _clerk_sync_migrations (version, name, checksum, applied_at) VALUES ($1, $2, $3, {now})",
 );
 
-/// A connection, outside the transactions of [`SqlSession`](super::SqlSession).
+/// A connection that runs a backend's own queries and texts.
 #[async_trait]
 pub(in crate::store) trait Ask: Send {
     const DIALECT: Dialect;

@@ -3,6 +3,8 @@
 //! A SQL backend implements [`Database`](super::Database), [`Session`], [`SqlDatabase`] and [`SqlSession`]. It opens
 //! transactions and runs statements in its dialect. It writes by hand only the operations that its database does better
 //! than others, or differently. All other operations are derived from these.
+//!
+//! `ask`, `attempt`, `driver` and `removal` hold what some backends do in the same way, but not all of them.
 
 pub(in crate::store) mod ask;
 pub(in crate::store) mod attempt;

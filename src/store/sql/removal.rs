@@ -188,6 +188,7 @@ impl Statements {
                 "{{mysql SELECT u.clerk_id, u.id FROM {{batch $1 AS n: clerk_id text}}
                  {{lock {table} AS u WHERE u.clerk_id = n.clerk_id}}}}"
             )),
+            // `DELETE IGNORE` would skip rows that a foreign key protects, but MySQL 9.7 then keeps the completed part of a cascade.
             delete: written(&format!("DELETE FROM {table} AS u WHERE {these}")),
             anonymize: update(&format!(
                 "{fields}deleted_at = coalesce(deleted_at, $2){preferences}{theirs} WHERE {these}"
