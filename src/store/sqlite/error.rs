@@ -19,6 +19,8 @@ const TOOBIG: i32 = 18;
 const CONSTRAINT: i32 = 19;
 const MISMATCH: i32 = 20;
 
+const FULL_MEANS: &str = "the disk is full";
+
 const CONSTRAINT_NOTNULL: i32 = 1299;
 const CONSTRAINT_PRIMARYKEY: i32 = 1555;
 const CONSTRAINT_UNIQUE: i32 = 2067;
@@ -52,6 +54,17 @@ pub(super) fn is_busy(error: &Error) -> bool {
     matches!(code(error).map(primary), Some(BUSY | LOCKED | PROTOCOL))
 }
 
+/// Whether the disk is full.
+pub(super) fn is_full(error: &StoreError) -> bool {
+    error.code.as_deref().and_then(|code| code.parse().ok()).map(primary) == Some(FULL)
+}
+
+/// The error for a disk that is still full.
+pub(super) fn full() -> StoreError {
+    let place = Some(FULL_MEANS.to_owned());
+    StoreError { kind: ErrorKind::Unavailable, code: Some(FULL.to_string()), place }
+}
+
 /// Whether the statement cannot run because something that it names does not exist, or because a function in it fails.
 pub(super) fn is_of_the_statement(error: &StoreError) -> bool {
     error.kind == ErrorKind::Broken && error.code.as_deref() == Some(ERROR)
@@ -73,7 +86,7 @@ fn place(error: &Error, code: Option<i32>) -> Option<String> {
         Some(BUSY) => Some("another process has locked it"),
         Some(READONLY) => Some("this user may not write to the file or in its directory"),
         Some(CANTOPEN) => Some("this user may not open the file or write to its directory"),
-        Some(FULL) => Some("the disk is full"),
+        Some(FULL) => Some(FULL_MEANS),
         _ => None,
     };
     if let Some(meaning) = meaning {

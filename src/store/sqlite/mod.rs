@@ -31,7 +31,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -68,6 +68,8 @@ use crate::model::{Entity, Kinds};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a call waits for a connection from the pool.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// After a transaction found no room on the disk: the free space from which another one is worth an attempt.
+const ROOM: u64 = 1 << 20;
 /// How long [`Sqlite::open`] retries while other processes open the same file.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -212,6 +214,12 @@ impl Database for Sqlite {
         // Missing permissions may be restored, so this counts as unavailable.
         let away = |error| StoreError { kind: ErrorKind::Unavailable, ..error };
         check_permission(&self.file.path).map_err(away)?;
+        // Without a webhook nothing writes, so the free space has to tell when the disk has room again.
+        if self.housekeeping.disk_is_full.load(Ordering::Relaxed)
+            && self.file.space()?.free.is_some_and(|free| free < ROOM)
+        {
+            return Err(error::full());
+        }
         let current = self.migration_status().await?.iter().all(|status| status.applied);
         Ok(if current { Readiness::Ready } else { Readiness::SchemaNotCurrent })
     }

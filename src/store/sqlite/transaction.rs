@@ -17,7 +17,7 @@ use sqlx::{SqliteConnection, pool::PoolConnection};
 use tokio::sync::Notify;
 
 use super::{
-    error::{explain, is_of_the_statement},
+    error::{explain, is_full, is_of_the_statement},
     statement::{bound, rows},
 };
 use crate::{
@@ -110,9 +110,11 @@ impl Session for SqliteSession {
         };
         // A deferred foreign key fails here, and leaves the transaction open.
         if let Err(error) = committed {
+            self.housekeeping.disk_is_full.fetch_or(is_full(&error), Ordering::Relaxed);
             self.rollback().await;
             return Err(error);
         }
+        self.housekeeping.disk_is_full.store(false, Ordering::Relaxed);
         // The commit may have added work.
         self.housekeeping.bell.notify_one();
         if let Some(mut connection) = self.open.connection.take() {
@@ -178,6 +180,7 @@ impl SqlSession for SqliteSession {
     }
 
     fn fail(&mut self, reason: StoreError) -> StoreError {
+        self.housekeeping.disk_is_full.fetch_or(is_full(&reason), Ordering::Relaxed);
         self.open.fail(reason)
     }
 
@@ -215,6 +218,8 @@ pub(super) struct Housekeeping {
     removal: Removal,
     /// Whether the write-ahead log may still hold data of an erased user.
     log_is_stale: AtomicBool,
+    /// Whether the last transaction found no room on the disk.
+    pub(super) disk_is_full: AtomicBool,
     /// Notified after each commit.
     pub(super) bell: Arc<Notify>,
 }
@@ -222,7 +227,12 @@ pub(super) struct Housekeeping {
 impl Housekeeping {
     pub(super) fn new(removal: Removal) -> Self {
         // A process may have died between the commit of an erasure and its checkpoint.
-        Self { removal, log_is_stale: AtomicBool::new(true), bell: Arc::default() }
+        Self {
+            removal,
+            log_is_stale: AtomicBool::new(true),
+            disk_is_full: AtomicBool::new(false),
+            bell: Arc::default(),
+        }
     }
 
     /// Empty the write-ahead log after an erasure. It waits briefly for readers that still need the log. If they take longer,
