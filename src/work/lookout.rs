@@ -203,8 +203,9 @@ fn seal_at(unsealed: Unsealed, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     match unsealed {
         Unsealed { lines: 0, .. } => None,
         Unsealed { lines, .. } if lines >= Seal::LINES as u64 => Some(now),
-        // Another replica's clock may have put it in the future, or it has no usable time.
-        Unsealed { since, .. } => Some(since.map_or(now, |since| since.min(now) + SEALED_WITHIN)),
+        // No usable time, or one that was written while a clock was far ahead.
+        Unsealed { since, .. } if since.is_none_or(|since| since > now + SEALED_WITHIN) => Some(now),
+        Unsealed { since, .. } => since.map(|since| since + SEALED_WITHIN),
     }
 }
 
@@ -221,7 +222,9 @@ mod tests {
             (1, Some(now), Some(seconds(60))),
             (99, Some(seconds(-50)), Some(seconds(10))),
             (1, Some(seconds(-70)), Some(seconds(-10))),
-            (1, Some(seconds(500)), Some(seconds(60))),
+            (1, Some(seconds(5)), Some(seconds(65))),
+            (1, Some(seconds(500)), Some(now)),
+            (1, None, Some(now)),
             (100, Some(now), Some(now)),
         ] {
             assert_eq!(seal_at(Unsealed { lines, since }, now), at, "{lines} lines since {since:?}");
