@@ -212,6 +212,12 @@ async fn a_lease_has_one_holder_until_it_ends(world: World) {
     world.store.release_lease("it", "one").await.unwrap();
     assert!(!hold("one", long).await, "only the holder can release it");
     world.store.release_lease("it", "two").await.unwrap();
+    // It was taken while the clock was a day ahead.
+    let day = Duration::from_hours(24);
+    assert!(hold("one", day).await);
+    assert!(!hold("two", day).await);
+    assert!(hold("two", long).await, "no such lease lasts a day");
+    assert!(!hold("one", long).await);
     let mut asking = JoinSet::new();
     for number in 0..10 {
         let store = Arc::clone(&world.store);

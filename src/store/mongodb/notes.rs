@@ -16,7 +16,7 @@ use crate::{
     model::{Anonymized, Entity, Field, FieldSet, LineHash, Seal},
     store::{
         Activity, ErrorKind, History, Looks as _, Minimized, Notes, Old, Origin, Outbox as _, Outlook,
-        Result, Run, RunKind, StoreError, ToSeal, Unsealed, WITHIN, prefix,
+        Result, Run, RunKind, StoreError, ToSeal, Unsealed, WITHIN, notes::LONGEST_EXTENSION, prefix,
     },
 };
 
@@ -52,9 +52,16 @@ impl Notes for Mongo {
     async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
         let mut alone = Alone(&self.server);
         let now = server_time(&self.server).await?;
-        let until = TimeDelta::from_std(lasting).ok().and_then(|lasting| now.checked_add_signed(lasting));
-        let free = vec![doc! { "holder": holder }, doc! { "expires_at": { "$lt": time(now) } }];
-        let held = doc! { "name": name, "holder": holder, "expires_at": time(until.unwrap_or(DateTime::<Utc>::MAX_UTC)) };
+        let after = |lasting| {
+            let until = TimeDelta::from_std(lasting).ok().and_then(|lasting| now.checked_add_signed(lasting));
+            time(until.unwrap_or(DateTime::<Utc>::MAX_UTC))
+        };
+        let free = vec![
+            doc! { "holder": holder },
+            doc! { "expires_at": { "$lt": time(now) } },
+            doc! { "expires_at": { "$gt": after(lasting + LONGEST_EXTENSION) } },
+        ];
+        let held = doc! { "name": name, "holder": holder, "expires_at": after(lasting) };
         let update = doc! { "q": { "_id": name, "$or": free }, "u": { "$set": held }, "upsert": true };
         match alone.amend("leases", vec![update]).await {
             // Another holder has the lease.

@@ -13,7 +13,7 @@ use crate::{
     model::{Entity, Field, FieldSet, LineHash, Seal},
     store::{
         Activity, ErrorKind, History, Minimized, Notes, Old, Origin, Outlook, Result, Run, RunKind,
-        StoreError, ToSeal, Unsealed, WITHIN, mysql, postgres, sqlite,
+        StoreError, ToSeal, Unsealed, WITHIN, mysql, notes::LONGEST_EXTENSION, postgres, sqlite,
     },
 };
 
@@ -40,12 +40,14 @@ macro_rules! newest_seal {
 }
 
 statements! {
+    // A lease cannot end later than after $4 milliseconds, unless a clock was ahead when it was taken.
     HOLD_LEASE = "INSERT INTO leases{postgres|sqlite  AS l} (name, holder, expires_at)
         VALUES ($1, $2,
                 {postgres {now} + make_interval(secs => $3 / 1000.0)}{sqlite strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ($3 / 1000.0) || ' seconds')}{mysql {now} + INTERVAL $3 * 1000 microsecond})
         {postgres|sqlite ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
-        WHERE l.holder = excluded.holder OR l.expires_at < {now}}{mysql ON DUPLICATE KEY UPDATE
-            holder = CASE WHEN expires_at < {now} THEN excluded.holder ELSE holder END,
+        WHERE l.holder = excluded.holder OR l.expires_at < {now}
+            OR l.expires_at > {postgres {now} + make_interval(secs => $4 / 1000.0)}{sqlite strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ($4 / 1000.0) || ' seconds')}}{mysql ON DUPLICATE KEY UPDATE
+            holder = CASE WHEN expires_at < {now} OR expires_at > {now} + INTERVAL $4 * 1000 microsecond THEN excluded.holder ELSE holder END,
             expires_at = CASE WHEN holder = excluded.holder THEN excluded.expires_at ELSE expires_at END;
         SELECT count(*) FROM leases WHERE name = $1 AND holder = $2}";
 
@@ -187,8 +189,9 @@ statements! {
 #[async_trait]
 impl<D: SqlDatabase + ?Sized> Notes for D {
     async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
-        let milliseconds = i64::try_from(lasting.as_millis()).unwrap_or(i64::MAX);
-        let held = self.run(Purpose::WRITE, &HOLD_LEASE, values![name, holder, milliseconds]).await?;
+        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let values = values![name, holder, milliseconds(lasting), milliseconds(lasting + LONGEST_EXTENSION)];
+        let held = self.run(Purpose::WRITE, &HOLD_LEASE, values).await?;
         Ok(held == 1)
     }
 
