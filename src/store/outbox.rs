@@ -2,7 +2,7 @@
 //!
 //! A [`Transaction`](super::Transaction) writes and recalls messages together with the changes that they report.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -234,14 +234,14 @@ pub trait Outbox: Database {
     /// caller uses it to decide whether to begin a claiming transaction.
     async fn first_message_due(&self, sink: &str, since: DateTime<Utc>) -> Result<Option<DateTime<Utc>>>;
 
-    /// Claim up to `limit` messages for this sink that are due at `since` or later, each about another user; none if the
+    /// Claim up to `limit` messages for this sink with these due times, each about another user; none if the
     /// sink is paused. Only the oldest pending message of a user can be claimed. Until it is
     /// [finished](Self::finish_messages) or the lease expires, no other worker gets it or a later message about that
     /// user.
     async fn claim_messages(
         &self,
         sink: &str,
-        since: DateTime<Utc>,
+        due: RangeInclusive<DateTime<Utc>>,
         lease: &Lease,
         limit: u32,
     ) -> Result<Vec<Claimed>>;

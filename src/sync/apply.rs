@@ -267,6 +267,7 @@ impl Written {
     }
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Work<'a> {
     pub(super) store: &'a dyn Store,
     pub(super) rules: &'a Rules,

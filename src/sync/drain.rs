@@ -25,6 +25,7 @@ use super::{
     frontier::Frontier,
     pace::Pace,
     plan::email_in,
+    retry::{FAR_AWAY, due_times},
 };
 use crate::{
     clerk::{event, signature::Verified},
@@ -57,9 +58,6 @@ const FEW: u32 = 16;
 /// The maximum number of deliveries that are applied together because they block each other.
 const MOST_TOGETHER: usize = 128;
 
-/// A time later than any delivery is due.
-const FAR_AWAY: DateTime<Utc> = DateTime::from_timestamp_nanos(i64::MAX);
-
 /// The result of one turn.
 #[derive(Debug, Default)]
 pub struct Drained {
@@ -90,7 +88,7 @@ pub async fn drain(
     pace: &Pace,
     frontier: &Frontier,
 ) -> Drained {
-    let draining = Draining { work: Work { store, rules, now }, deadline, pace, frontier };
+    let draining = Draining { work: Work { store, rules, now }, due_by: now, deadline, pace, frontier };
     let mut drained = Drained::default();
     drained.trouble = draining.run(&mut drained.deliveries).await.err();
     drained
@@ -133,6 +131,8 @@ impl Claimed {
 
 struct Draining<'a> {
     work: Work<'a>,
+    /// The deliveries of this turn are due at this time or earlier.
+    due_by: DateTime<Utc>,
     deadline: Instant,
     pace: &'a Pace,
     frontier: &'a Frontier,
@@ -140,9 +140,15 @@ struct Draining<'a> {
 
 impl Draining<'_> {
     async fn run(&self, done: &mut Vec<Worked>) -> Result<()> {
-        let Some(first) = self.first_due().await?.filter(|first| *first <= self.work.now) else {
-            return Ok(());
-        };
+        let first_since = async |since| self.in_time(self.work.store.first_due(since)).await;
+        match due_times(self.first_due().await?, self.work.now, first_since).await? {
+            Some(due) => Draining { due_by: *due.end(), ..*self }.run_since(*due.start(), done).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Process the deliveries that are due at this time or later.
+    async fn run_since(&self, first: DateTime<Utc>, done: &mut Vec<Worked>) -> Result<()> {
         let all = Ways::of(self.work.rules.deletion);
         let (claimed, first) = self.turn(Claim::Due(first), Patience::Normal, &all).await;
         let (usable, broken): (Vec<Claimed>, Vec<Claimed>) =
@@ -225,7 +231,7 @@ impl Draining<'_> {
     async fn settled(&self, ids: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
         let mut repeats = Repeats::with(Patience::Short);
         loop {
-            match self.turn(Claim::These(ids, self.work.now), Patience::Short, ways).await.1 {
+            match self.turn(Claim::These(ids, self.due_by), Patience::Short, ways).await.1 {
                 Err(error) if repeats.has_another(&error) => {}
                 result => return result.map_err(StoreError::after_conflicts),
             }
@@ -334,7 +340,7 @@ impl Draining<'_> {
     async fn in_its_time(&self, this: &[SvixId], ways: &Ways) -> Result<Vec<Worked>> {
         let given_up = Instant::now();
         loop {
-            let (claimed, worked) = self.turn(Claim::These(this, self.work.now), Patience::Long, ways).await;
+            let (claimed, worked) = self.turn(Claim::These(this, self.due_by), Patience::Long, ways).await;
             if !claimed.is_empty() || worked.is_err() || given_up.elapsed() > GIVEN_UP {
                 return worked;
             }
@@ -398,7 +404,7 @@ impl Draining<'_> {
             Claim::Due(first) => {
                 let portion = self.pace.portion();
                 let bytes = BATCH_BYTES * u64::from(portion) / u64::from(BATCH);
-                transaction.claim(first..=self.work.now, portion, bytes).await?
+                transaction.claim(first..=self.due_by, portion, bytes).await?
             }
             Claim::These(ids, due) => transaction.claim_these(ids, due).await?,
         };
@@ -439,7 +445,7 @@ impl Draining<'_> {
             let mut transaction = self.work.store.begin(patience).await?;
             let parked = async {
                 let ids = std::slice::from_ref(svix_id);
-                if transaction.claim_these(ids, self.work.now).await?.is_empty() {
+                if transaction.claim_these(ids, self.due_by).await?.is_empty() {
                     return Ok(None);
                 }
                 let trace = trace.clone();
@@ -466,7 +472,7 @@ impl Draining<'_> {
             let mut transaction = self.work.store.begin(Patience::Short).await?;
             let kept = async {
                 let ids = std::slice::from_ref(svix_id);
-                let waiting = transaction.claim_these(ids, self.work.now).await?;
+                let waiting = transaction.claim_these(ids, self.due_by).await?;
                 let parked: Vec<Parked> = waiting
                     .into_iter()
                     .map(|parked| Parked {

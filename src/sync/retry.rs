@@ -1,7 +1,13 @@
 //! The retry rules for waiting deliveries and outgoing messages: when a failed attempt is repeated, and when it is not.
 //! Also the id under which a deletion without a webhook is queued.
+//!
+//! Due times are written by the clock of the process that writes them. If that clock was ahead and was set back, a due time
+//! may be days away. So nothing waits for a time beyond the horizon: such an entry is due now.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::RangeInclusive,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sha2::{Digest, Sha256};
@@ -9,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     entity::USER,
     model::{ClerkId, SvixId},
+    store::Result,
 };
 
 /// Exponential backoff with full jitter. The wait after the n-th attempt is random, up to `min(longest, first × 2ⁿ⁻¹)`.
@@ -29,6 +36,34 @@ impl Default for Retry {
 
 /// The longest wait when only a lock is in the way: nothing announces its release.
 const SOON: TimeDelta = TimeDelta::seconds(8);
+
+/// A time later than anything is due.
+pub(super) const FAR_AWAY: DateTime<Utc> = DateTime::from_timestamp_nanos(i64::MAX);
+
+/// How far ahead a due time can be if the clocks are right: an hour, and what clocks of replicas may differ.
+const HORIZON: TimeDelta = TimeDelta::minutes(70);
+
+/// When an entry with this due time is due.
+pub fn due_at(at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+    if at > now + HORIZON { now } else { at }
+}
+
+/// The due times of entries that are due, beginning with the first one; `None` if no entry is due. `first` is the first
+/// due time of all, and `first_since` searches for the first one since another time.
+///
+/// # Errors
+/// Those of the search.
+pub async fn due_times(
+    first: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    first_since: impl AsyncFnOnce(DateTime<Utc>) -> Result<Option<DateTime<Utc>>>,
+) -> Result<Option<RangeInclusive<DateTime<Utc>>>> {
+    match first {
+        None => Ok(None),
+        Some(first) if first <= now => Ok(Some(first..=now)),
+        Some(_) => Ok(first_since(now + HORIZON).await?.map(|first| first..=FAR_AWAY)),
+    }
+}
 
 impl Retry {
     /// When to try again after this many attempts for this id; `None` if that was the last attempt.
@@ -87,6 +122,39 @@ mod tests {
                 most.is_some_and(|most| *most > ceiling * 49 / 50 && *most <= ceiling),
                 "{attempts}: {most:?}"
             );
+        }
+    }
+
+    #[test]
+    fn no_retry_is_planned_beyond_the_horizon() {
+        let now = DateTime::from_timestamp_millis(0).expect("in range");
+        let retry = Retry::default();
+        for attempts in 1..100 {
+            let at = retry.always_after(attempts, "msg_1", now);
+            assert_eq!(due_at(at, now), at);
+        }
+        assert_eq!(due_at(now + TimeDelta::days(1), now), now, "a clock was ahead");
+        assert_eq!(due_at(now - TimeDelta::days(1), now), now - TimeDelta::days(1));
+    }
+
+    #[tokio::test]
+    async fn entries_are_due_up_to_now_and_beyond_the_horizon() {
+        let now = DateTime::from_timestamp_millis(0).expect("in range");
+        let far = now + TimeDelta::days(1);
+        let near = now + TimeDelta::minutes(30);
+        let past = now - TimeDelta::minutes(30);
+        for (first, beyond, due) in [
+            (None, None, None),
+            (Some(past), Some(far), Some(past..=now)),
+            (Some(near), None, None),
+            (Some(near), Some(far), Some(far..=FAR_AWAY)),
+            (Some(far), Some(far), Some(far..=FAR_AWAY)),
+        ] {
+            let found = due_times(first, now, async |since| {
+                assert!(near < since && since < far);
+                Ok(beyond)
+            });
+            assert_eq!(found.await.expect("found"), due, "{first:?}, {beyond:?}");
         }
     }
 

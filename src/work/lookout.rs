@@ -26,7 +26,7 @@ use super::{Gauges, patient, time_between};
 use crate::{
     model::{Idle, Seal},
     store::{Outlook, Store, StoreError, Unsealed},
-    sync::{Clock, Frontier},
+    sync::{Clock, Frontier, retry::due_at},
 };
 
 /// The shortest time between two looks, and the first wait where other processes cannot notify us.
@@ -146,8 +146,8 @@ impl Lookout {
         let outlook = outlook?;
         let now = (self.clock)();
         let dues = [
-            (outlook.delivery, self.queue.as_deref(), SOON),
-            (outlook.message, self.outbox.as_deref(), MESSAGE_AGAIN),
+            (outlook.delivery.map(|at| due_at(at, now)), self.queue.as_deref(), SOON),
+            (outlook.message.map(|at| due_at(at, now)), self.outbox.as_deref(), MESSAGE_AGAIN),
             (outlook.erasure, Some(&*self.erasures), ERASURE_AGAIN),
             (seal_at(outlook.unsealed, now), Some(&*self.seals), SEAL_AGAIN),
         ];

@@ -14,7 +14,7 @@ use crate::{
     clerk::event,
     model::Outcome,
     store::{ErrorKind, Store, StoreError},
-    sync::{Clock, Frontier, Pace, Rules, drain, drain::Worked},
+    sync::{Clock, Frontier, Pace, Rules, drain, drain::Worked, retry::due_at},
     telemetry,
 };
 
@@ -59,7 +59,8 @@ impl Task for Queue {
 
     async fn next(&self) -> Result<Option<Duration>, StoreError> {
         let due = patient(self.store.first_due(self.frontier.since((self.clock)()))).await?;
-        let left = due.map(|at| time_between((self.clock)(), at));
+        let now = (self.clock)();
+        let left = due.map(|at| time_between(now, due_at(at, now)));
         Ok([left, self.frontier.owed(Instant::now())].into_iter().flatten().min())
     }
 }

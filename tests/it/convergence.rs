@@ -238,7 +238,7 @@ impl Receiver {
             until: world.now + TimeDelta::seconds(seconds),
             address: String::new(),
         };
-        world.store.claim_messages(self.sink, BEGINNING, &lease, 1).await.unwrap().pop()
+        world.store.claim_messages(self.sink, BEGINNING..=lease.now, &lease, 1).await.unwrap().pop()
     }
 
     async fn take(&mut self, world: &World, claimed: &Claimed) {

@@ -657,7 +657,8 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
         world.deliver_all(&numbers.clone().map(person).collect::<Vec<_>>()).await;
         // All messages of one sink are pending. Those of the other are under way, delivered, dead, or waiting for a
         // retry.
-        let claimed = world.store.claim_messages("mail", BEGINNING, &lease(&world), 100).await.unwrap();
+        let claimed =
+            world.store.claim_messages("mail", BEGINNING..=world.now, &lease(&world), 100).await.unwrap();
         let error = || "status 500".to_owned();
         let ended: Vec<(Claimed, Ending)> = (claimed.into_iter().zip([0, 1, 2, 3].into_iter().cycle()))
             .filter_map(|(message, how)| match how {
@@ -753,7 +754,8 @@ async fn nothing_remains_of_many_who_were_erased(mut world: World) {
 /// Deliver all messages of this sink, which must be deletions.
 async fn take_deletions(world: &World, sink: &str) {
     loop {
-        let claimed = world.store.claim_messages(sink, BEGINNING, &lease(world), 100).await.unwrap();
+        let claimed =
+            world.store.claim_messages(sink, BEGINNING..=world.now, &lease(world), 100).await.unwrap();
         if claimed.is_empty() {
             return;
         }

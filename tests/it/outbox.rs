@@ -113,6 +113,7 @@ promises! {
 
     // Delivered by a dispatcher.
     a_message_that_comes_late_behind_the_frontier_is_delivered_once_a_look_from_the_beginning_is_due,
+    a_message_from_while_the_clock_was_a_day_ahead_is_due_now,
     a_sink_that_will_never_take_a_message_does_not_hold_up_the_next_one,
     a_deletion_is_tried_for_ever,
     after_its_attempts_a_message_is_dead,
@@ -158,7 +159,7 @@ pub(crate) fn lease(world: &World) -> Lease {
 }
 
 async fn claim(world: &World, sink: &str) -> Option<Claimed> {
-    world.store.claim_messages(sink, BEGINNING, &lease(world), 1).await.unwrap().pop()
+    world.store.claim_messages(sink, BEGINNING..=world.now, &lease(world), 1).await.unwrap().pop()
 }
 
 /// Claim a message that must be due.
@@ -350,7 +351,9 @@ async fn many_at_once_get_each_message_once(mut world: World) {
     let mut claims = tokio::task::JoinSet::new();
     for _ in 0..30 {
         let (store, lease) = (Arc::clone(&world.store), lease(&world));
-        claims.spawn(async move { store.claim_messages("crm", BEGINNING, &lease, 3).await.unwrap() });
+        claims.spawn(
+            async move { store.claim_messages("crm", BEGINNING..=lease.now, &lease, 3).await.unwrap() },
+        );
     }
     let got: Vec<i64> = claims.join_all().await.into_iter().flatten().map(|message| message.id).collect();
     assert_eq!(got.iter().collect::<HashSet<_>>().len(), got.len(), "{got:?}");
@@ -367,7 +370,7 @@ async fn several_are_handed_out_together_and_end_each_in_its_own_way(mut world: 
     for user in users {
         world.deliver_all(&[Event::created(user), named(user, 1, "B")]).await;
     }
-    let claimed = world.store.claim_messages("crm", BEGINNING, &lease(&world), 4).await.unwrap();
+    let claimed = world.store.claim_messages("crm", BEGINNING..=world.now, &lease(&world), 4).await.unwrap();
     assert_eq!(claimed.iter().map(|message| message.clerk_id.as_str()).collect::<Vec<_>>(), users[..4]);
     world.deliver(&Event::deleted("user_4", 2)).await;
     let endings = [Ending::Delivered, again(&world, 60), dead(), again(&world, 60)];
@@ -378,7 +381,7 @@ async fn several_are_handed_out_together_and_end_each_in_its_own_way(mut world: 
     ended.insert(0, late);
     assert_eq!(world.finish(&ended).await, Ok(4));
     let told = ["user.updated user_1", "user.updated user_3", "user.deleted user_4", "user.created user_5"];
-    let next = world.store.claim_messages("crm", BEGINNING, &lease(&world), 10).await.unwrap();
+    let next = world.store.claim_messages("crm", BEGINNING..=world.now, &lease(&world), 10).await.unwrap();
     let mut next: Vec<String> =
         next.iter().map(|message| format!("{} {}", message.kind, message.clerk_id)).collect();
     next.sort_by_key(|line| line.split(' ').next_back().map(ToOwned::to_owned));
@@ -395,7 +398,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     world.pass(TimeDelta::seconds(5));
     world.deliver(&Event::created("user_2")).await;
     let before = world.dump().await;
-    let taken = world.store.claim_messages("crm", BEGINNING, &lease(&world), 2).await.unwrap();
+    let taken = world.store.claim_messages("crm", BEGINNING..=world.now, &lease(&world), 2).await.unwrap();
     let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
     assert_eq!(world.finish(&ended).await, Ok(2));
     let without_times = |dump: &[String]| -> Vec<String> {
@@ -411,7 +414,7 @@ async fn what_was_not_begun_is_as_if_nobody_had_taken_it(mut world: World) {
     assert!(finish(&world, &once_more, Ending::Untried).await);
     // An untried deletion does not count as tried either.
     world.deliver(&Event::deleted("user_1", 2)).await;
-    let taken = world.store.claim_messages("crm", BEGINNING, &lease(&world), 2).await.unwrap();
+    let taken = world.store.claim_messages("crm", BEGINNING..=world.now, &lease(&world), 2).await.unwrap();
     let kinds: Vec<MessageType> = taken.iter().map(|message| message.kind).collect();
     assert_eq!(kinds, [MessageType::created(&USER), MessageType::deleted(&USER)]);
     let ended: Vec<(Claimed, Ending)> = taken.into_iter().map(|message| (message, Ending::Untried)).collect();
@@ -699,7 +702,8 @@ async fn a_dead_message_never_comes_back_behind_one_that_is_claimed_at_the_same_
         let (store, lease, now, id) = (Arc::clone(&world.store), lease(&world), world.now, first.id);
         let retrying =
             tokio::spawn(async move { store.tend_messages(&[id], Deed::Retry, now).await.unwrap() });
-        let claimed_meanwhile = world.store.claim_messages("crm", BEGINNING, &lease, 1).await.unwrap().pop();
+        let claimed_meanwhile =
+            world.store.claim_messages("crm", BEGINNING..=now, &lease, 1).await.unwrap().pop();
         let retried = retrying.await.unwrap() == 1;
         match claimed_meanwhile {
             Some(second) if second.id != first.id => assert!(!retried, "the later message is under way"),
@@ -949,6 +953,19 @@ async fn a_message_that_comes_late_behind_the_frontier_is_delivered_once_a_look_
     tokio::time::sleep(next).await;
     assert_eq!(dispatcher.turn().await, Ok(Turn::More));
     assert!(recorder.heard().contains_key("user_2"));
+}
+
+async fn a_message_from_while_the_clock_was_a_day_ahead_is_due_now(mut world: World) {
+    subscribe(&mut world, &["crm"]);
+    world.pass(TimeDelta::days(1));
+    world.deliver(&Event::created("user_1")).await;
+    world.pass(-TimeDelta::days(1));
+    let (recorder, hand) = (Recorder::new(Mood::Takes), Hand::at(world.now));
+    let dispatcher = dispatcher(&world, &recorder, DeliverySettings::default(), &hand);
+    assert_eq!(dispatcher.next().await, Ok(Some(Duration::ZERO)));
+    assert_eq!(dispatcher.turn().await, Ok(Turn::More));
+    assert_eq!(recorder.heard().keys().collect::<Vec<_>>(), ["user_1"]);
+    assert_eq!(dispatcher.turn().await, Ok(Turn::Idle));
 }
 
 async fn a_sink_that_will_never_take_a_message_does_not_hold_up_the_next_one(mut world: World) {

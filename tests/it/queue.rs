@@ -40,6 +40,7 @@ promises! {
     two_workers_share_what_waits_and_do_nothing_twice,
     a_claim_is_bounded_in_number_and_in_bytes,
     what_is_put_off_is_not_due_before_its_time,
+    what_was_put_off_while_the_clock_was_a_day_ahead_is_due_now,
     what_comes_late_behind_the_frontier_is_found_once_a_look_from_the_beginning_is_due,
     a_worker_finds_what_comes_late_though_nobody_calls_it,
     what_is_retried_is_found_wherever_the_frontier_is,
@@ -254,6 +255,23 @@ async fn what_is_put_off_is_not_due_before_its_time(mut world: World) {
     world.now = due;
     assert!(world.store.first_due(BEGINNING).await.unwrap().is_some_and(|due| due <= world.now));
     assert_eq!(world.drain().await, [(event.svix_id, Applied)]);
+}
+
+async fn what_was_put_off_while_the_clock_was_a_day_ahead_is_due_now(mut world: World) {
+    refuse_name(&world, "Bad").await;
+    let bad = |user: &str| Event::created(user).set("first_name", "Bad");
+    let (early, late) = (bad("user_1"), bad("user_2"));
+    world.pass(TimeDelta::days(1));
+    world.enqueue(std::slice::from_ref(&early)).await;
+    assert_eq!(world.drain().await, [(early.svix_id.clone(), Parked)]);
+    world.pass(-TimeDelta::days(1));
+    world.enqueue(std::slice::from_ref(&late)).await;
+    assert_eq!(world.drain().await, [(late.svix_id, Parked), (early.svix_id, Parked)]);
+    assert_eq!(world.drain().await, [], "both are put off as usual");
+    allow_names(&world).await;
+    world.pass(TimeDelta::minutes(1));
+    assert_eq!(world.drain().await.len(), 2);
+    assert_eq!(world.count("users").await, 2);
 }
 
 /// A frontier that a search of this duration has set to this time, where the first delivery or message is due.
@@ -737,7 +755,7 @@ async fn a_retry_hurries_the_dead_and_those_put_off_and_no_others(mut world: Wor
     let dead = bad("user_1");
     world.enqueue(std::slice::from_ref(&dead)).await;
     world.drain().await;
-    world.rules.retry = Retry { first: TimeDelta::days(2), longest: TimeDelta::days(2), ..Retry::default() };
+    world.rules.retry = Retry { first: TimeDelta::hours(1), ..Retry::default() };
     let put_off = bad("user_2");
     world.enqueue(std::slice::from_ref(&put_off)).await;
     world.drain().await;

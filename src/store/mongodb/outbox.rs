@@ -1,6 +1,9 @@
 //! The outbox. Among the pending messages of one user and sink, only the oldest has a due time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::RangeInclusive,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -182,7 +185,7 @@ async fn keep_addresses(session: &mut MongoSession, sink: &str, new: &[(ClerkId,
 async fn claim(
     session: &mut MongoSession,
     sink: &str,
-    since: DateTime<Utc>,
+    due: &RangeInclusive<DateTime<Utc>>,
     lease: &Lease,
     limit: u32,
 ) -> Result<(Vec<Claimed>, bool)> {
@@ -190,7 +193,7 @@ async fn claim(
     if !session.find("outbox_paused", doc! { "_id": sink }).await?.is_empty() {
         return Ok((Vec::new(), false));
     }
-    let due = doc! { "$lte": time(lease.now), "$gte": time(since) };
+    let due = doc! { "$lte": time(*due.end()), "$gte": time(*due.start()) };
     let due = doc! { "sink": sink, "state": "pending", "next_attempt_at": due };
     let rows = session.page(OUTBOX, due, doc! { "next_attempt_at": 1, "_id": 1 }, limit).await?;
     if rows.is_empty() {
@@ -414,13 +417,13 @@ impl Outbox for Mongo {
     async fn claim_messages(
         &self,
         sink: &str,
-        since: DateTime<Utc>,
+        due: RangeInclusive<DateTime<Utc>>,
         lease: &Lease,
         limit: u32,
     ) -> Result<Vec<Claimed>> {
         loop {
             let (messages, any) =
-                transact!(&self.server, session => claim(&mut session, sink, since, lease, limit).await)?;
+                transact!(&self.server, session => claim(&mut session, sink, &due, lease, limit).await)?;
             if !any || !messages.is_empty() {
                 return Ok(messages);
             }

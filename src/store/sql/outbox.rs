@@ -5,7 +5,10 @@
 //! many messages wait behind it, and no message overtakes another. Every transaction that adds or removes a message holds the
 //! lock on the user's register. Otherwise two of them could each rely on the other to make the next message due.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ops::RangeInclusive,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -271,13 +274,13 @@ impl<D: SqlDatabase + ?Sized> Outbox for D {
     async fn claim_messages(
         &self,
         sink: &str,
-        since: DateTime<Utc>,
+        due: RangeInclusive<DateTime<Utc>>,
         lease: &Lease,
         limit: u32,
     ) -> Result<Vec<Claimed>> {
         loop {
             let mut session = self.session(Purpose::WRITE).await?;
-            let values = values![sink, lease.now, &lease.token, lease.until, limit, since];
+            let values = values![sink, *due.end(), &lease.token, lease.until, limit, *due.start()];
             let rows = session.rows(&CLAIM, values).await?;
             let mut messages: Vec<Claimed> = Vec::with_capacity(rows.len());
             let (mut emptied, mut freed) = (Vec::new(), Vec::new());

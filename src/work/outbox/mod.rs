@@ -15,6 +15,7 @@ pub mod ending;
 use std::{
     collections::BTreeSet,
     num::NonZeroU32,
+    ops::RangeInclusive,
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -47,7 +48,10 @@ use super::{
 use crate::{
     model::{Message, Subscription},
     store::{Claimed, Elsewhere, ErrorKind, Lease, Store, StoreError},
-    sync::{Clock, Frontier, retry::Retry},
+    sync::{
+        Clock, Frontier,
+        retry::{Retry, due_at, due_times},
+    },
     telemetry::{self, Queue, Span},
 };
 
@@ -229,8 +233,12 @@ impl Dispatcher {
         .await
     }
 
-    /// Claim messages that are due since this time; returns them with the deadline for the last hand-over.
-    async fn claim(&self, since: DateTime<Utc>, limit: usize) -> Result<(Vec<Claimed>, Instant), StoreError> {
+    /// Claim messages with these due times; returns them with the deadline for the last hand-over.
+    async fn claim(
+        &self,
+        due: RangeInclusive<DateTime<Utc>>,
+        limit: usize,
+    ) -> Result<(Vec<Claimed>, Instant), StoreError> {
         self.ask(async {
             // Start the lease only now: the sink must not pay for the wait for a desk.
             let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
@@ -239,7 +247,7 @@ impl Dispatcher {
             let address = self.destination.address.clone();
             let lease = Lease { token, now, until: now + lasting, address };
             let limit = u32::try_from(limit).unwrap_or(1);
-            Ok((self.store.claim_messages(self.name(), since, &lease, limit).await?, deadline))
+            Ok((self.store.claim_messages(self.name(), due, &lease, limit).await?, deadline))
         })
         .await
     }
@@ -541,9 +549,10 @@ impl Task for Dispatcher {
         self.point().await?;
         // A probe risks one message.
         let limit = if pass.is_probe() { 1 } else { self.portion.load(Ordering::Relaxed) };
-        let first = self.first_due().await?.filter(|first| *first <= (self.clock)());
-        let Some(first) = first else { return Ok(Turn::Idle) };
-        let (claimed, deadline) = self.claim(first, limit).await?;
+        let first = self.first_due().await?;
+        let first_since = async |since| self.ask(self.store.first_message_due(self.name(), since)).await;
+        let Some(due) = due_times(first, (self.clock)(), first_since).await? else { return Ok(Turn::Idle) };
+        let (claimed, deadline) = self.claim(due, limit).await?;
         if claimed.is_empty() {
             return Ok(Turn::Idle);
         }
@@ -560,7 +569,8 @@ impl Task for Dispatcher {
         }
         let since = self.frontier.since((self.clock)());
         let due = self.ask(self.store.first_message_due(self.name(), since)).await?;
-        let left = due.map(|at| time_between((self.clock)(), at));
+        let now = (self.clock)();
+        let left = due.map(|at| time_between(now, due_at(at, now)));
         Ok([left, self.frontier.owed(Instant::now())].into_iter().flatten().min())
     }
 }
