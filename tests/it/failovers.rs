@@ -16,14 +16,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{
+    disks::Disk,
     outages::{PgBouncer, under_load, wait_for_work},
     proxy::{Mode, Proxy},
     service::{Host, Keeper, alone, eventually, free_port, load, skip, unprivileged},
 };
 
 /// A server with its data, which ends with the test.
-struct Cluster {
+pub(crate) struct Cluster {
     bin: PathBuf,
+    /// The disk of the folder, if it has its own. It is taken away before the folder is removed.
+    pub(crate) disk: Option<Disk>,
     folder: TempDir,
     port: u16,
 }
@@ -31,23 +34,40 @@ struct Cluster {
 impl Cluster {
     /// `None` if the programs are missing.
     fn new() -> Option<Self> {
-        let Some(bin) = env::var_os("TEST_POSTGRES_BIN") else {
-            skip("postgres-programs", "TEST_POSTGRES_BIN does not name their directory");
-            return None;
-        };
-        let cluster = Self::at(Path::new(&bin));
-        cluster.run(
-            "initdb",
-            &["--pgdata", &cluster.data(), "--username", "postgres", "--auth", "trust", "--no-sync"],
-        );
-        cluster.start();
+        let cluster = Self::installed()?;
+        cluster.create();
         Some(cluster)
+    }
+
+    /// A server whose data has a disk of this size. `None` if the programs are missing, or the disk.
+    pub(crate) fn on_small_disk(megabytes: u32) -> Option<Self> {
+        let mut cluster = Self::installed()?;
+        cluster.disk = Some(Disk::over(cluster.folder.path(), megabytes)?);
+        cluster.create();
+        Some(cluster)
+    }
+
+    fn installed() -> Option<Self> {
+        let bin = env::var_os("TEST_POSTGRES_BIN");
+        if bin.is_none() {
+            skip("postgres-programs", "TEST_POSTGRES_BIN does not name their directory");
+        }
+        bin.map(|bin| Self::at(Path::new(&bin)))
     }
 
     fn at(bin: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("pg").tempdir().expect("a directory");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("permissions");
-        Self { bin: bin.to_owned(), folder, port: free_port() }
+        Self { bin: bin.to_owned(), disk: None, folder, port: free_port() }
+    }
+
+    /// Create the data, and start the server.
+    fn create(&self) {
+        self.run(
+            "initdb",
+            &["--pgdata", &self.data(), "--username", "postgres", "--auth", "trust", "--no-sync"],
+        );
+        self.start();
     }
 
     fn data(&self) -> String {
@@ -58,7 +78,7 @@ impl Cluster {
         ("127.0.0.1".to_owned(), self.port)
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
@@ -88,6 +108,17 @@ impl Cluster {
         let start =
             ["start", "--wait", "--pgdata", &self.data(), "--log", &server_log, "--options", &options];
         eventually("PostgreSQL starts", || self.try_run("pg_ctl", &start));
+    }
+
+    /// Wait until the server accepts connections, and start it again if it has given up.
+    pub(crate) fn recover(&self) {
+        let ready = ["--host", "127.0.0.1", "--port", &self.port.to_string()];
+        eventually("PostgreSQL recovers", || {
+            if !self.try_run("pg_ctl", &["status", "--pgdata", &self.data()]) {
+                self.start();
+            }
+            self.try_run("pg_isready", &ready)
+        });
     }
 
     /// Kill the postmaster; its child processes then end by themselves.

@@ -40,6 +40,8 @@ mod all_of_clerk;
 mod attacks;
 mod audit_chain;
 mod catching_up;
+mod clocks;
+mod disks;
 mod doctor;
 mod erasure;
 mod failovers;

@@ -465,7 +465,7 @@ impl Host {
     pub(crate) fn refuse_first_name(&self, name: &str) {
         match self.keeper {
             Keeper::Postgres => self.sql(&format!(
-                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                      RAISE NOTICE 'seen %', NEW;
                      RAISE WARNING 'seen %', NEW;
                      IF NEW.first_name = '{name}' THEN RAISE EXCEPTION 'refused %', NEW USING DETAIL = NEW::text; END IF;
@@ -856,6 +856,11 @@ impl Service {
         let page = self.get_private("/metrics").body;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
         Some(value.parse().expect("a number"))
+    }
+
+    /// The number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn terminate(&self) {

@@ -23,6 +23,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::{
+    disks::Disk,
     proxy::{Mode, Proxy},
     service::{
         Client, Host, Keeper, Post, Service, Until, alone, deletion, eventually, free_port, load, measured,
@@ -34,6 +35,8 @@ use crate::{
 /// A Valkey server of one test. Its directory is removed with the test.
 struct Valkey {
     program: PathBuf,
+    /// The disk of the directory, if it has its own. It is taken away before the directory is removed.
+    disk: Option<Disk>,
     directory: tempfile::TempDir,
     port: u16,
     child: Mutex<Option<Child>>,
@@ -42,6 +45,20 @@ struct Valkey {
 impl Valkey {
     /// Start a server that keeps confirmed entries; `None` if no program is available.
     fn start(options: &[&str]) -> Option<Self> {
+        let valkey = Self::installed()?;
+        valkey.begin(&[&["--appendonly", "yes"], options].concat());
+        Some(valkey)
+    }
+
+    /// Start a server whose data has a disk of this size; `None` if the program is missing, or the disk.
+    fn on_small_disk(megabytes: u32) -> Option<Self> {
+        let mut valkey = Self::installed()?;
+        valkey.disk = Some(Disk::over(valkey.directory.path(), megabytes)?);
+        valkey.begin(&["--appendonly", "yes"]);
+        Some(valkey)
+    }
+
+    fn installed() -> Option<Self> {
         let on_path = || {
             let path = env::var_os("PATH")?;
             env::split_paths(&path).map(|folder| folder.join("valkey-server")).find(|file| file.exists())
@@ -51,9 +68,7 @@ impl Valkey {
             return None;
         };
         let directory = tempfile::tempdir().expect("a directory");
-        let valkey = Self { program, directory, port: free_port(), child: Mutex::default() };
-        valkey.begin(&[&["--appendonly", "yes"], options].concat());
-        Some(valkey)
+        Some(Self { program, disk: None, directory, port: free_port(), child: Mutex::default() })
     }
 
     /// Start the server with its stored data.
@@ -769,6 +784,39 @@ fn a_server_that_is_killed_or_cut_off_under_load_loses_nothing_that_was_accepted
         all_are_there_once(host, valkey, &accepted);
         service.stop();
     });
+}
+
+#[test]
+fn a_server_whose_disk_is_full_under_load_loses_nothing_that_was_accepted() {
+    let Some(mut host) = Host::with(Keeper::Postgres) else { return };
+    let Some(valkey) = Valkey::on_small_disk(64) else { return };
+    let disk = valkey.disk.as_ref().expect("it has its own");
+    let _alone = alone();
+    host.set("PROCESSING", "queue");
+    host.set("QUEUE_URL", &valkey.url());
+    let service = host.serve();
+    let stop = AtomicBool::new(false);
+    let (accepted, failed) = thread::scope(|scope| {
+        let sending = scope.spawn(|| accepted_until(&service, &stop, (16, Duration::ZERO)));
+        let _until = Until(&stop);
+        for _ in 0..load(1, 10) {
+            thread::sleep(Duration::from_millis(700));
+            disk.fill();
+            eventually("a full disk is noticed", || service.post(&created("user_again")).status == 503);
+            refused(&service, &created("user_refused"));
+            assert_eq!(service.status("/livez"), Some(200));
+            eventually("not ready", || service.status("/readyz") == Some(503));
+            disk.make_room();
+            eventually("accepted again", || service.post(&created("user_again")).status == 200);
+            eventually("ready", || service.status("/readyz") == Some(200));
+        }
+        stop.store(true, SeqCst);
+        sending.join().expect("the senders")
+    });
+    assert!(failed > 0 && accepted.len() > 50, "{failed} failed, {} accepted", accepted.len());
+    assert!(!service.log().contains("Lovelace"), "{}", service.log());
+    all_are_there_once(&host, &valkey, &accepted);
+    service.stop();
 }
 
 #[test]
