@@ -11,15 +11,19 @@ use super::{
 };
 use crate::model::{Entity, FieldSet, LineHash, Seal};
 
-/// How much longer than usual a holder may hold a lease: an hour, and a margin.
-pub(super) const LONGEST_EXTENSION: Duration = Duration::from_mins(70);
-
 /// The service's own state, and the removal of old data.
 #[async_trait]
 pub trait Notes: Database {
-    /// Acquire or extend a lease; false if another holder has it. It expires after `lasting` by the database's clock. A lease
-    /// that would expire after `lasting` and [`LONGEST_EXTENSION`] was taken while that clock was ahead, and counts as expired.
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool>;
+    /// Acquire or extend a lease; false if another holder has it. It expires after `lasting` by the database's clock. If
+    /// another holder's lease would expire only after `longest`, it was taken while that clock was ahead, and counts as
+    /// expired.
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        lasting: Duration,
+        longest: Duration,
+    ) -> Result<bool>;
 
     /// Release a lease, if this holder has it.
     async fn release_lease(&self, name: &str, holder: &str) -> Result<()>;

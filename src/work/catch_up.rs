@@ -91,7 +91,7 @@ pub struct CatchUpSettings {
 impl CatchUpLoop {
     /// Create the loop. Nothing is sent to the database or to Clerk yet.
     pub fn new(context: CatchUp, settings: CatchUpSettings) -> Self {
-        let lease = Lease::new(&context.store, LEASE, LASTING);
+        let lease = Lease::new(&context.store, LEASE, LASTING).extended_by(LONGEST_REST);
         Self { context, settings, lease }
     }
 

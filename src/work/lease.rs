@@ -15,13 +15,24 @@ pub struct Lease {
     holder: String,
     /// How long it lasts without a renewal.
     lasting: Duration,
+    /// How long it lasts at most.
+    longest: Duration,
 }
+
+/// By how much the database's clock may be set back without an effect on leases.
+const MARGIN: Duration = Duration::from_secs(5);
 
 impl Lease {
     /// A lease that is not requested yet, with a new random holder name.
     pub fn new(store: &Arc<dyn Store>, name: &'static str, lasting: Duration) -> Self {
         let holder = format!("replica_{:032x}", rand::random::<u128>());
-        Self { store: Arc::clone(store), name, holder, lasting }
+        Self { store: Arc::clone(store), name, holder, lasting, longest: lasting + MARGIN }
+    }
+
+    /// A lease that may be [held](Self::hold_for) up to this much longer than usual.
+    #[must_use]
+    pub fn extended_by(self, longer: Duration) -> Self {
+        Self { longest: self.longest + longer, ..self }
     }
 
     /// This replica's name.
@@ -36,7 +47,8 @@ impl Lease {
 
     /// Like [`hold`](Self::hold), for this much longer than usual.
     pub async fn hold_for(&self, longer: Duration) -> Result<bool, StoreError> {
-        patient(self.store.hold_lease(self.name, &self.holder, self.lasting + longer)).await
+        let lasting = self.lasting + longer;
+        patient(self.store.hold_lease(self.name, &self.holder, lasting, self.longest)).await
     }
 
     /// Renew the lease at this interval; returns when it is lost.

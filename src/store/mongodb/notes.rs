@@ -16,7 +16,7 @@ use crate::{
     model::{Anonymized, Entity, Field, FieldSet, LineHash, Seal},
     store::{
         Activity, ErrorKind, History, Looks as _, Minimized, Notes, Old, Origin, Outbox as _, Outlook,
-        Result, Run, RunKind, StoreError, ToSeal, Unsealed, WITHIN, notes::LONGEST_EXTENSION, prefix,
+        Result, Run, RunKind, StoreError, ToSeal, Unsealed, WITHIN, prefix,
     },
 };
 
@@ -49,7 +49,13 @@ fn old(kind: Old, before: DateTime<Utc>) -> (&'static str, Document) {
 
 #[async_trait]
 impl Notes for Mongo {
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        lasting: Duration,
+        longest: Duration,
+    ) -> Result<bool> {
         let mut alone = Alone(&self.server);
         let now = server_time(&self.server).await?;
         let after = |lasting| {
@@ -59,7 +65,7 @@ impl Notes for Mongo {
         let free = vec![
             doc! { "holder": holder },
             doc! { "expires_at": { "$lt": time(now) } },
-            doc! { "expires_at": { "$gt": after(lasting + LONGEST_EXTENSION) } },
+            doc! { "expires_at": { "$gt": after(longest) } },
         ];
         let held = doc! { "name": name, "holder": holder, "expires_at": after(lasting) };
         let update = doc! { "q": { "_id": name, "$or": free }, "u": { "$set": held }, "upsert": true };

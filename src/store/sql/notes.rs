@@ -13,7 +13,7 @@ use crate::{
     model::{Entity, Field, FieldSet, LineHash, Seal},
     store::{
         Activity, ErrorKind, History, Minimized, Notes, Old, Origin, Outlook, Result, Run, RunKind,
-        StoreError, ToSeal, Unsealed, WITHIN, mysql, notes::LONGEST_EXTENSION, postgres, sqlite,
+        StoreError, ToSeal, Unsealed, WITHIN, mysql, postgres, sqlite,
     },
 };
 
@@ -188,9 +188,15 @@ statements! {
 
 #[async_trait]
 impl<D: SqlDatabase + ?Sized> Notes for D {
-    async fn hold_lease(&self, name: &str, holder: &str, lasting: Duration) -> Result<bool> {
+    async fn hold_lease(
+        &self,
+        name: &str,
+        holder: &str,
+        lasting: Duration,
+        longest: Duration,
+    ) -> Result<bool> {
         let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        let values = values![name, holder, milliseconds(lasting), milliseconds(lasting + LONGEST_EXTENSION)];
+        let values = values![name, holder, milliseconds(lasting), milliseconds(longest)];
         let held = self.run(Purpose::WRITE, &HOLD_LEASE, values).await?;
         Ok(held == 1)
     }
