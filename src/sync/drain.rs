@@ -141,7 +141,8 @@ struct Draining<'a> {
 impl Draining<'_> {
     async fn run(&self, done: &mut Vec<Worked>) -> Result<()> {
         let first_since = async |since| self.in_time(self.work.store.first_due(since)).await;
-        match due_times(self.first_due().await?, self.work.now, first_since).await? {
+        let (first, is_whole) = self.first_due().await?;
+        match due_times(first, is_whole, self.work.now, first_since).await? {
             Some(due) => Draining { due_by: *due.end(), ..*self }.run_since(*due.start(), done).await,
             None => Ok(()),
         }
@@ -177,11 +178,11 @@ impl Draining<'_> {
         Ok(())
     }
 
-    /// The time when the first waiting delivery is due.
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>> {
+    /// The time when the first waiting delivery is due, and whether all were searched.
+    async fn first_due(&self) -> Result<(Option<DateTime<Utc>>, bool)> {
         let look = self.frontier.look(self.work.now, Instant::now());
         let first = self.in_time(self.work.store.first_due(look.since)).await;
-        self.frontier.learn(look, first, Instant::now())
+        Ok((self.frontier.learn(look, first, Instant::now())?, look.is_whole()))
     }
 
     /// Find the deliveries that make a batch fail with this error, and apply the rest.

@@ -64,6 +64,13 @@ pub struct Look {
     began: Instant,
 }
 
+impl Look {
+    /// Whether the search covers all entries. Such searches are rare.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+}
+
 impl Default for Frontier {
     fn default() -> Self {
         let known = Known {

@@ -49,20 +49,24 @@ pub fn due_at(at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
 }
 
 /// The due times of entries that are due, beginning with the first one; `None` if no entry is due. `first` is the first
-/// due time of all, and `first_since` searches for the first one since another time.
+/// due time of all, and `first_since` searches for the first one since another time. The entries beyond the horizon are
+/// searched when no other entry is due, and `sometimes`, so that a steady load does not hold them up.
 ///
 /// # Errors
 /// Those of the search.
 pub async fn due_times(
     first: Option<DateTime<Utc>>,
+    sometimes: bool,
     now: DateTime<Utc>,
     first_since: impl AsyncFnOnce(DateTime<Utc>) -> Result<Option<DateTime<Utc>>>,
 ) -> Result<Option<RangeInclusive<DateTime<Utc>>>> {
-    match first {
-        None => Ok(None),
-        Some(first) if first <= now => Ok(Some(first..=now)),
-        Some(_) => Ok(first_since(now + HORIZON).await?.map(|first| first..=FAR_AWAY)),
+    let Some(first) = first else { return Ok(None) };
+    let near = (first <= now).then_some(first..=now);
+    if near.is_some() && !sometimes {
+        return Ok(near);
     }
+    let beyond = first_since(now + HORIZON).await?;
+    Ok(beyond.map(|first| first..=FAR_AWAY).or(near))
 }
 
 impl Retry {
@@ -143,14 +147,16 @@ mod tests {
         let far = now + TimeDelta::days(1);
         let near = now + TimeDelta::minutes(30);
         let past = now - TimeDelta::minutes(30);
-        for (first, beyond, due) in [
-            (None, None, None),
-            (Some(past), Some(far), Some(past..=now)),
-            (Some(near), None, None),
-            (Some(near), Some(far), Some(far..=FAR_AWAY)),
-            (Some(far), Some(far), Some(far..=FAR_AWAY)),
+        for (first, sometimes, beyond, due) in [
+            (None, true, None, None),
+            (Some(past), false, Some(far), Some(past..=now)),
+            (Some(past), true, Some(far), Some(far..=FAR_AWAY)),
+            (Some(past), true, None, Some(past..=now)),
+            (Some(near), false, None, None),
+            (Some(near), false, Some(far), Some(far..=FAR_AWAY)),
+            (Some(far), false, Some(far), Some(far..=FAR_AWAY)),
         ] {
-            let found = due_times(first, now, async |since| {
+            let found = due_times(first, sometimes, now, async |since| {
                 assert!(near < since && since < far);
                 Ok(beyond)
             });

@@ -43,6 +43,10 @@ struct WallClock {
 impl WallClock {
     /// A clock that is right; `None` if the library is missing.
     fn new(host: &Host, name: &str) -> Option<Self> {
+        if load(0, 1) == 0 {
+            skip("TEST_LOAD=full", "each jump takes half a minute; scripts/prove lets the clocks jump");
+            return None;
+        }
         let place = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", env::consts::ARCH);
         let library = env::var("TEST_FAKETIME").unwrap_or(place);
         if !is_there(&library) {
@@ -115,8 +119,7 @@ impl Refused {
         eventually("it is tried again", || self.attempts(host) > before);
     }
 
-    fn is_applied_once_allowed(&self, host: &Host) {
-        host.allow_first_names();
+    fn is_applied(&self, host: &Host) {
         eventually("it is applied", || host.count(&format!("users WHERE clerk_id = '{}'", self.id)) == 1);
     }
 }
@@ -159,10 +162,13 @@ fn jumps_inline(keeper: Keeper) {
             if let Some(refused) = &refused {
                 refused.is_tried_again(&host);
             }
+            if refused.is_some() {
+                host.allow_first_names();
+            }
             clock.jump(0);
             wait_for_work(&host, 100);
             if let Some(refused) = refused {
-                refused.is_applied_once_allowed(&host);
+                refused.is_applied(&host);
             }
             seals_go_on(&host);
             // It may hold leases by the wrong clock.
@@ -250,12 +256,15 @@ fn a_worker_whose_clock_jumps_under_load_goes_on_and_so_do_the_messages() {
                 let pending = "outbox WHERE state = 'pending'";
                 eventually("messages are delivered", || is_far(seconds) || host.count(pending) == 0);
             }
+            if refused.is_some() {
+                host.allow_first_names();
+            }
             receiving.jump(0);
             working.jump(0);
             sink.set(Mood::Takes);
             wait_for_work(&host, 100);
             if let Some(refused) = refused {
-                refused.is_applied_once_allowed(&host);
+                refused.is_applied(&host);
             }
             seals_go_on(&host);
         }

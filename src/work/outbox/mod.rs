@@ -223,12 +223,12 @@ impl Dispatcher {
         self.destination.settings.timeout.min(LONGEST)
     }
 
-    /// When the first waiting message is due.
-    async fn first_due(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
+    /// When the first waiting message is due, and whether all were searched.
+    async fn first_due(&self) -> Result<(Option<DateTime<Utc>>, bool), StoreError> {
         self.ask(async {
             let look = self.frontier.look((self.clock)(), Instant::now());
             let first = self.store.first_message_due(self.name(), look.since).await;
-            self.frontier.learn(look, first, Instant::now())
+            Ok((self.frontier.learn(look, first, Instant::now())?, look.is_whole()))
         })
         .await
     }
@@ -549,9 +549,11 @@ impl Task for Dispatcher {
         self.point().await?;
         // A probe risks one message.
         let limit = if pass.is_probe() { 1 } else { self.portion.load(Ordering::Relaxed) };
-        let first = self.first_due().await?;
+        let (first, is_whole) = self.first_due().await?;
         let first_since = async |since| self.ask(self.store.first_message_due(self.name(), since)).await;
-        let Some(due) = due_times(first, (self.clock)(), first_since).await? else { return Ok(Turn::Idle) };
+        let Some(due) = due_times(first, is_whole, (self.clock)(), first_since).await? else {
+            return Ok(Turn::Idle);
+        };
         let (claimed, deadline) = self.claim(due, limit).await?;
         if claimed.is_empty() {
             return Ok(Turn::Idle);
