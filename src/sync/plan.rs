@@ -133,30 +133,19 @@ type Cause<'a> = (usize, &'a Delivery, &'a Change);
 pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules, now: DateTime<Utc>) -> Plan {
     let mut plan = Plan { outcomes: vec![Outcome::Stale; changes.len()], ..Plan::default() };
     let mut addresses = Addresses::new(&mut stored);
-    let mut folds = Folds::new();
-    let ids = changes.iter().map(|(_, change)| &change.clerk_id).chain(addresses.owners.values());
-    for id in ids.chain(stored.objects.keys()).cloned().collect::<BTreeSet<_>>() {
-        let fold = Fold::new(stored.registers.remove(&id), stored.objects.remove(&id));
-        folds.insert(id, fold);
-    }
+    let mut folds = folds_of(changes, &addresses, &mut stored);
     // The remaining registers are those of parents without a change.
     let parents = stored.registers;
     let mut places = Places::new(&folds);
     let goes_with_others = |id: &&ClerkId| id.entity().has_parents() || id.entity().address().is_some();
     let kin: Vec<ClerkId> = folds.keys().filter(goes_with_others).cloned().collect();
-    // The addresses before the batch, because an erased row loses its address.
-    let known_by =
-        |(id, fold): (&ClerkId, &Fold)| Some((id.clone(), address(fold.user.as_ref()?, user::EMAIL)?));
-    let people = folds.iter().filter(|(id, _)| id.entity() == &USER);
     let parts = Parts::new(changes, &folds);
-    let known: HashMap<ClerkId, String> =
-        if kin.is_empty() { HashMap::new() } else { people.filter_map(known_by).collect() };
-    // Whether the object that contains the nested changes is older than the stored one.
+    let known = if kin.is_empty() { HashMap::new() } else { known_addresses(&folds) };
+    // Whether a newer event has shown all parts of the object. The changes of nested objects directly follow its change.
     let mut is_outdated = false;
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
         let cause = (index, delivery, change);
-        // A newer event showed all parts of this object.
         if is_outdated && is_part(delivery, change) {
             continue;
         }
@@ -212,11 +201,8 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
                 outcome
             }
         };
-        // Nested changes directly follow the change of the object that contains them.
         if delivery.clerk_id.as_ref() == Some(id) {
-            let known = folds.get(id).and_then(|fold| fold.register.as_ref());
-            is_outdated = plan.outcomes[index] == Outcome::Stale
-                && !known.is_some_and(|known| shows(change, known));
+            is_outdated = plan.outcomes[index] == Outcome::Stale && !is_shown_as_stored(change, &folds);
         }
         if matches!(plan.outcomes[index], Outcome::Applied | Outcome::Unchanged) && !delivery.whole.is_empty()
         {
@@ -249,10 +235,36 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     plan
 }
 
+/// One fold for each object that is changed, stored, or the owner of an address.
+fn folds_of(changes: &[(&Delivery, &Change)], addresses: &Addresses, stored: &mut Stored) -> Folds {
+    let mut ids: BTreeSet<ClerkId> = changes.iter().map(|(_, change)| change.clerk_id.clone()).collect();
+    ids.extend(addresses.owners.values().chain(stored.objects.keys()).cloned());
+    let mut folds = Folds::new();
+    for id in ids {
+        let fold = Fold::new(stored.registers.remove(&id), stored.objects.remove(&id));
+        folds.insert(id, fold);
+    }
+    folds
+}
+
+/// The users' addresses before the batch, because an erased row loses its address.
+fn known_addresses(folds: &Folds) -> HashMap<ClerkId, String> {
+    let people = folds.iter().filter(|(id, _)| id.entity() == &USER);
+    let known_by =
+        |(id, fold): (&ClerkId, &Fold)| Some((id.clone(), address(fold.user.as_ref()?, user::EMAIL)?));
+    people.filter_map(known_by).collect()
+}
+
 /// Erase an object that no change deletes, because after this change it can no longer exist.
 fn bury(folds: &mut Folds, id: &ClerkId, cause: Cause<'_>, now: DateTime<Utc>) -> Option<Erasure> {
     let fold = folds.get_mut(id).filter(|fold| !fold.is_deleted())?;
     fold.take_out(id, &News::Erase(EraseIf::Always), cause, now)
+}
+
+/// Whether the change is the Backend API's view of the stored version of its object.
+fn is_shown_as_stored(change: &Change, folds: &Folds) -> bool {
+    let known = folds.get(&change.clerk_id).and_then(|fold| fold.register.as_ref());
+    known.is_some_and(|known| shows(change, known))
 }
 
 /// Whether the event shows all objects of this kind that belong to the object that it is about. They have no events of

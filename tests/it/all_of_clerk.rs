@@ -261,13 +261,15 @@ async fn the_parts_of_a_user_are_the_newest_in_every_order(mut world: World) {
         ("external_accounts", "username", "eac_", "user_external_accounts"),
         ("web3_wallets", "web3_wallet", "idn_w", "user_web3_wallets"),
     ];
-    // For each event, the number and the text of each part, and when that part changed. `None`: no lists.
-    const EVENTS: [Option<&[(u8, &str, i64)]>; 5] = [
-        Some(&[(1, "first", 5), (2, "second", 5)]),
-        Some(&[(1, "first", 5)]),
-        Some(&[(1, "changed", 25), (3, "third", 25)]),
-        None,
-        Some(&[(1, "changed", 25), (4, "fourth", 45)]),
+    /// The number and the text of a part, and when it changed.
+    type Part = (u8, &'static str, i64);
+    // For each event, its time and its parts. `None`: no lists.
+    const EVENTS: [(i64, Option<&[Part]>); 5] = [
+        (10, Some(&[(1, "first", 5), (2, "second", 5)])),
+        (20, Some(&[(1, "first", 5)])),
+        (30, Some(&[(1, "changed", 25), (3, "third", 25)])),
+        (40, None),
+        (50, Some(&[(1, "changed", 25), (4, "fourth", 45)])),
     ];
     with_everything(&mut world);
     let mut lives: Vec<(String, Vec<Event>)> = Vec::new();
@@ -275,11 +277,12 @@ async fn the_parts_of_a_user_are_the_newest_in_every_order(mut world: World) {
         let (number, user) = (lives.len(), format!("user_{:03}", lives.len()));
         let has_times = number % 2 == 0;
         let event = |place: usize| {
-            let mut event = Event::updated(&user, 10 * (place as i64 + 1));
+            let (time, shown) = EVENTS[place];
+            let mut event = Event::updated(&user, time);
             for (member, text, prefix, _) in PARTS {
-                event = match EVENTS[place] {
+                event = match shown {
                     Some(parts) => {
-                        let part = |(part, says, changed): &(u8, &str, i64)| {
+                        let part = |(part, says, changed): &Part| {
                             let mut shown = json!({ "id": format!("{prefix}{number}x{part}") });
                             shown[text] = (*says).into();
                             if has_times {
