@@ -46,7 +46,7 @@ pub struct Inspection {
 
 impl Inspection {
     /// A database of this version, in which nothing is found.
-    pub(super) fn of(version: String, size: Result<Size>) -> Self {
+    pub fn of(version: String, size: Result<Size>) -> Self {
         Self {
             version,
             needs: None,

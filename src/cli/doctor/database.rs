@@ -430,22 +430,9 @@ mod tests {
     #[test]
     fn an_old_server_is_a_failure() {
         let inspection = Inspection {
-            version: "PostgreSQL 13.9".to_owned(),
             needs: Some("PostgreSQL 14"),
-            now: None,
             standby: true,
-            read_only: false,
-            missing: Vec::new(),
-            migrations: None,
-            tables: Ok(()),
-            hidden: None,
-            rules: Vec::new(),
-            references: Vec::new(),
-            route: None,
-            sequences: Vec::new(),
-            settings: Vec::new(),
-            bypass: None,
-            size: Ok(Size { database: 0, ours: None }),
+            ..Inspection::of("PostgreSQL 13.9".to_owned(), Ok(Size { database: 0, ours: None }))
         };
         assert_eq!(status(&version(&inspection)), "fail");
         assert_eq!(status(&reached("x", &inspection)), "fail");
