@@ -389,6 +389,6 @@ pub struct ForeignRow {
 }
 
 /// A random, unique text.
-fn token() -> String {
+pub(crate) fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
 }

@@ -19,7 +19,7 @@ use crate::{
         event::{Found, Reading},
     },
     model::{ClerkId, Content, Delivery, Entity, Outcome, Source},
-    store::{self, ErrorKind, Origin, Run, RunKind, Store, StoreError},
+    store::{self, ErrorKind, Origin, Run, RunKind, Store, StoreError, token},
 };
 
 /// How long one page may take in the database.
@@ -321,7 +321,7 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
         let goes_on = found.is_some();
         let (progress, run) = found.unwrap_or_else(|| {
             let run = Run {
-                id: random_name(),
+                id: token(),
                 kind,
                 owner: String::new(),
                 parameters,
@@ -333,7 +333,7 @@ impl<P: Serialize + DeserializeOwned + Clone> Ledger<P> {
             };
             (fresh, run)
         });
-        let run = Run { owner: random_name(), updated_at: now, ..run };
+        let run = Run { owner: token(), updated_at: now, ..run };
         context.store.prune_runs(now - REMEMBERED).await?;
         context.store.begin_run(&run).await?;
         tell.send_replace(progress.clone());
@@ -414,8 +414,4 @@ where
         }
     }
     ask().await
-}
-
-pub(super) fn random_name() -> String {
-    format!("{:032x}", rand::random::<u128>())
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::patient;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, token};
 
 /// One replica's exclusive right to a task.
 pub struct Lease {
@@ -25,7 +25,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 impl Lease {
     /// A lease that is not requested yet, with a new random holder name.
     pub fn new(store: &Arc<dyn Store>, name: &'static str, lasting: Duration) -> Self {
-        let holder = format!("replica_{:032x}", rand::random::<u128>());
+        let holder = format!("replica_{}", token());
         Self { store: Arc::clone(store), name, holder, lasting, longest: lasting + MARGIN }
     }
 

@@ -47,7 +47,7 @@ use super::{
 };
 use crate::{
     model::{Message, Subscription},
-    store::{Claimed, Elsewhere, ErrorKind, Lease, Store, StoreError},
+    store::{Claimed, Elsewhere, ErrorKind, Lease, Store, StoreError, token},
     sync::{
         Clock, Frontier,
         retry::{Retry, due_at, due_times},
@@ -243,7 +243,7 @@ impl Dispatcher {
             // Start the lease only now: the sink must not pay for the wait for a desk.
             let lasting = TimeDelta::from_std(self.patience() + MARGIN).unwrap_or_default();
             let (now, deadline) = ((self.clock)(), Instant::now() + self.patience() + MARGIN / 2);
-            let token = format!("{:032x}", rand::random::<u128>());
+            let token = token();
             let address = self.destination.address.clone();
             let lease = Lease { token, now, until: now + lasting, address };
             let limit = u32::try_from(limit).unwrap_or(1);
