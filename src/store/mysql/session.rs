@@ -187,11 +187,7 @@ impl SqlSession for MysqlSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<()> {
-        // After a refusal, the server itself undoes the statement.
-        match attempt::written(self, table, statement, values).await {
-            Err(error) if !error.is_about_the_data() || self.open.over.is_some() => Err(self.fail(error)),
-            _ => Ok(()),
-        }
+        attempt::tried(self, table, statement, values).await
     }
 
     fn fail(&mut self, reason: StoreError) -> StoreError {
@@ -208,6 +204,7 @@ impl SqlSession for MysqlSession {
 #[async_trait]
 impl Attempts for MysqlSession {
     type Database = MySql;
+    const UNDOES_A_STATEMENT: bool = true;
     const IS_OF_THE_STATEMENT: fn(&StoreError) -> bool = is_of_the_statement;
 
     fn open(&mut self) -> &mut Open<MySql> {

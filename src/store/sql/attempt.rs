@@ -43,6 +43,10 @@ impl<D: Database> Open<D> {
 pub(in crate::store) trait Attempts: SqlSession {
     type Database: Database<Connection: Ask>;
 
+    /// Whether the database undoes a refused statement by itself, and replaces a savepoint of the same name. A trigger of SQLite
+    /// can keep a part of its statement, and a second savepoint there hides the first.
+    const UNDOES_A_STATEMENT: bool;
+
     /// Whether the statement cannot run because something that it names does not exist, or because a function in it fails.
     const IS_OF_THE_STATEMENT: fn(&StoreError) -> bool;
 
@@ -81,24 +85,40 @@ async fn all_is_there(session: &mut impl Attempts, table: &'static str) -> bool 
     session.unjudged(table, &statements.load, values![batch(&nobody).text(String::as_str)]).await.is_ok()
 }
 
+/// How much an attempt consists of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Extent {
+    OneStatement,
+    SeveralStatements,
+}
+
 /// Begin an attempt, which [`end`] ends.
-pub(in crate::store) async fn begin(session: &mut impl Attempts) -> Result<()> {
+pub(in crate::store) async fn begin<S: Attempts>(session: &mut S, extent: Extent) -> Result<()> {
+    if is_undone_by_itself::<S>(extent) {
+        return Ok(());
+    }
     let begun = session.open().connection()?.run("SAVEPOINT attempt").await;
     begun.map(drop).map_err(|error| session.fail(error))
 }
 
 /// End an attempt. After a refusal, which is returned inside, the transaction is as it was before.
-pub(in crate::store) async fn end<T>(
-    session: &mut impl Attempts,
+pub(in crate::store) async fn end<S: Attempts, T>(
+    session: &mut S,
+    extent: Extent,
     done: Result<T>,
 ) -> Result<std::result::Result<T, StoreError>> {
     match done {
+        // A later attempt replaces the savepoint, or the commit removes it.
+        Ok(done) if S::UNDOES_A_STATEMENT => Ok(Ok(done)),
         Ok(done) => {
             let left = session.open().connection()?.run("RELEASE SAVEPOINT attempt").await;
             left.map_err(|error| session.fail(error))?;
             Ok(Ok(done))
         }
         Err(refused) if refused.is_about_the_data() && session.open().over.is_none() => {
+            if is_undone_by_itself::<S>(extent) {
+                return Ok(Err(refused));
+            }
             let undo = "ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt";
             let undone = session.open().connection()?.run(undo).await;
             // A trigger of SQLite with RAISE(ROLLBACK) removes the savepoint and the transaction. Then the refusal is final.
@@ -106,4 +126,21 @@ pub(in crate::store) async fn end<T>(
         }
         Err(error) => Err(session.fail(error)),
     }
+}
+
+/// Whether the database undoes a refused attempt without a savepoint.
+fn is_undone_by_itself<S: Attempts>(extent: Extent) -> bool {
+    S::UNDOES_A_STATEMENT && extent == Extent::OneStatement
+}
+
+/// Run a statement that the application may refuse. A refusal leaves the transaction as it was and is not returned.
+pub(in crate::store) async fn tried(
+    session: &mut impl Attempts,
+    table: &'static str,
+    statement: &Statement,
+    values: &[Value<'_>],
+) -> Result<()> {
+    begin(session, Extent::OneStatement).await?;
+    let tried = written(session, table, statement, values).await;
+    end(session, Extent::OneStatement, tried).await.map(drop)
 }

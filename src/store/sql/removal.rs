@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Row, Statement,
-    attempt::{self, Attempts},
+    attempt::{self, Attempts, Extent},
     batch, objects, telling, values,
 };
 use crate::{
@@ -113,13 +113,17 @@ impl Removal {
         ids: &[ClerkId],
         at: DateTime<Utc>,
     ) -> Result<(Vec<ClerkId>, HashMap<ClerkId, StoreError>)> {
+        let extent = match step {
+            Step::Take(Way::Delete) => Extent::OneStatement,
+            Step::Take(Way::Anonymize) | Step::Mark(_) => Extent::SeveralStatements,
+        };
         let (mut done, mut refused) = (Vec::new(), HashMap::new());
         let mut parts = vec![ids];
         while let Some(part) = parts.pop() {
             let Some(entity) = part.first().map(ClerkId::entity) else { continue };
-            attempt::begin(session).await?;
+            attempt::begin(session, extent).await?;
             let tried = self.tried(session, step, entity, part, at).await;
-            match attempt::end(session, tried).await? {
+            match attempt::end(session, extent, tried).await? {
                 Ok(ids) => done.extend(ids),
                 Err(_) if part.len() > 1 => parts.extend(part.chunks(1).rev()),
                 Err(error) => _ = refused.insert(part[0].clone(), error),

@@ -174,9 +174,7 @@ impl SqlSession for SqliteSession {
         statement: &Statement,
         values: &[Value<'_>],
     ) -> Result<()> {
-        attempt::begin(self).await?;
-        let tried = attempt::written(self, table, statement, values).await;
-        attempt::end(self, tried).await.map(drop)
+        attempt::tried(self, table, statement, values).await
     }
 
     fn fail(&mut self, reason: StoreError) -> StoreError {
@@ -196,6 +194,7 @@ impl SqlSession for SqliteSession {
 #[async_trait]
 impl Attempts for SqliteSession {
     type Database = sqlx::Sqlite;
+    const UNDOES_A_STATEMENT: bool = false;
     const IS_OF_THE_STATEMENT: fn(&StoreError) -> bool = is_of_the_statement;
 
     fn open(&mut self) -> &mut Open<sqlx::Sqlite> {
