@@ -118,6 +118,7 @@ fn register() -> Register {
         deleted: false,
         held_until: None,
         held_since: None,
+        parts_digest: None,
     }
 }
 

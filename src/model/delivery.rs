@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 
 use super::{ClerkId, Entity, Patch, SvixId, Version};
 use crate::telemetry::TraceContext;
@@ -66,6 +67,40 @@ impl fmt::Debug for Delivery {
 }
 
 impl Delivery {
+    /// Whether this nested change shows a part: an object of a kind whose objects it lists all. Parts have no events of
+    /// their own.
+    pub fn shows_part(&self, change: &Change) -> bool {
+        self.whole.contains(&change.clerk_id.entity())
+    }
+
+    /// A part without a time of its own has the time of the event.
+    pub fn is_timed_by(&self, part: &Change) -> bool {
+        part.version.version == self.event_at.timestamp_millis()
+    }
+
+    /// A digest of the parts that it shows, in hexadecimal; `None` if it lists none. A later event with the same digest shows
+    /// the same parts. Half of a SHA-256, because people choose some of the values.
+    pub fn parts_digest(&self) -> Option<String> {
+        if self.whole.is_empty() {
+            return None;
+        }
+        let mut hash = Sha256::new();
+        for entity in &self.whole {
+            add_to(&mut hash, entity.kind.as_bytes());
+        }
+        for part in self.nested.iter().filter(|change| self.shows_part(change)) {
+            add_to(&mut hash, part.clerk_id.entity().kind.as_bytes());
+            add_to(&mut hash, part.clerk_id.as_str().as_bytes());
+            let time = (!self.is_timed_by(part)).then_some(part.version.version);
+            add_to(&mut hash, format!("{time:?}").as_bytes());
+            if let News::Upsert { patch, created_at } = &part.news {
+                add_to(&mut hash, format!("{created_at:?}").as_bytes());
+                patch.add_to(&mut hash);
+            }
+        }
+        Some(hex::encode(&hash.finalize()[..16]))
+    }
+
     /// A change that was not a webhook. It happened at `event_at`, and clerk-sync received it at `received_at`.
     pub fn without_webhook(
         clerk_id: ClerkId,
@@ -164,4 +199,10 @@ impl fmt::Debug for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Actor(redacted)")
     }
+}
+
+/// Add bytes to a hash, with their number, so that no other sequence of bytes has the same hash.
+pub(super) fn add_to(hash: &mut Sha256, bytes: &[u8]) {
+    hash.update(bytes.len().to_le_bytes());
+    hash.update(bytes);
 }

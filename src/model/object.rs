@@ -3,8 +3,9 @@
 use std::{fmt, ops::Index};
 
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 
-use super::{Anonymized, ClerkId, Field, FieldSet, rfc3339};
+use super::{Anonymized, ClerkId, Field, FieldSet, delivery::add_to, rfc3339};
 
 /// The value of one synced field.
 #[derive(Clone, Default)]
@@ -157,6 +158,20 @@ impl Patch {
     /// Whether it contains no fields. The raw object does not count.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|(field, _)| field.is_raw())
+    }
+
+    /// Adds the fields and their values to a hash.
+    pub(super) fn add_to(&self, hash: &mut Sha256) {
+        for (field, value) in &self.0 {
+            add_to(hash, field.name().as_bytes());
+            match value {
+                Value::Null => hash.update(u64::MAX.to_le_bytes()),
+                Value::Text(text) | Value::Json(text) => add_to(hash, text.as_bytes()),
+                Value::Int(number) => add_to(hash, &number.to_le_bytes()),
+                Value::Bool(truth) => add_to(hash, &[u8::from(*truth)]),
+                Value::Time(time) => add_to(hash, &time.timestamp_micros().to_le_bytes()),
+            }
+        }
     }
 
     /// The new value of `field`; `None` if the patch does not contain it.

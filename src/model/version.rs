@@ -37,6 +37,8 @@ pub struct Register {
     pub held_until: Option<DateTime<Utc>>,
     /// The start of the grace period. The row is marked with this time, unless the application had marked it.
     pub held_since: Option<DateTime<Utc>>,
+    /// The [digest](super::Delivery::parts_digest) of the parts, if exactly those that the newest version showed are stored.
+    pub parts_digest: Option<String>,
 }
 
 impl Register {

@@ -95,6 +95,7 @@ const RECORDS: [(&str, &[Run]); 15] = [
             (ColumnType::Text, &["tie"]),
             (ColumnType::Bool, &["deleted"]),
             (ColumnType::Time, &["held_until", "held_since"]),
+            (ColumnType::Text, &["parts_digest"]),
         ],
     ),
     (

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     Rules, news,
     pace::divided,
-    plan::{Erasure, Plan, Stored, email_in, entry, is_news, key, parents, plan},
+    plan::{Erasure, Plan, Stored, email_in, entry, is_news, key, parents, plan, with_known_parts},
     retry::retry_id,
 };
 use crate::{
@@ -402,19 +402,36 @@ impl Work<'_> {
         };
 
         let mut outcomes = vec![Outcome::Duplicate; batch.len()];
-        let (mut changes, mut indexes) = (Vec::new(), Vec::new());
+        let mut found: Vec<(usize, &Delivery, &Change)> = Vec::new();
         for (index, delivery) in batch.iter().enumerate().filter(|(index, _)| fresh.contains(index)) {
             if let Content::Change(change) = &delivery.content {
-                for change in [change].into_iter().chain(&delivery.nested) {
-                    changes.push((*delivery, change));
-                    indexes.push(index);
-                }
+                found.push((index, delivery, change));
             } else {
                 outcomes[index] = Outcome::Ignored;
             }
         }
-        let mut steps = Steps { work: self, transaction, changes, ways, waiting, told: Vec::new() };
-        let (at_once, stored, cascade) = if let Some((entity, opened)) = opened {
+        let known_parts = {
+            let shown = found.iter().map(|(_, delivery, _)| *delivery);
+            match &opened {
+                Some((_, opened)) => with_known_parts(shown, &opened.registers),
+                None => with_known_parts(shown.clone(), &locked_owners(transaction, shown).await?),
+            }
+        };
+        let shows_known_parts =
+            |delivery: &Delivery| delivery.clerk_id.as_ref().is_some_and(|id| known_parts.contains(id));
+        let only_known_parts =
+            found.iter().all(|(_, delivery, _)| delivery.whole.is_empty() || shows_known_parts(delivery));
+        let (mut changes, mut indexes) = (Vec::new(), Vec::new());
+        for (index, delivery, change) in found {
+            let is_needed = |change: &&Change| !(delivery.shows_part(change) && shows_known_parts(delivery));
+            for change in [change].into_iter().chain(delivery.nested.iter().filter(is_needed)) {
+                changes.push((delivery, change));
+                indexes.push(index);
+            }
+        }
+        let mut steps =
+            Steps { work: self, transaction, changes, known_parts, ways, waiting, told: Vec::new() };
+        let (at_once, stored, cascade) = if let Some((entity, opened)) = opened.filter(|_| only_known_parts) {
             let Opened { registers, objects, .. } = opened;
             (Some(entity), Stored { registers, objects, addresses: None }, Cascade::default())
         } else {
@@ -439,12 +456,13 @@ impl Work<'_> {
     }
 
     /// How to apply a batch that has not failed before. It is applied at once if all its webhooks show the current
-    /// state of objects of one kind, and these objects have no parents and cannot displace each other.
+    /// state of objects of one kind, and these objects have no parents and cannot displace each other. Parts that are not
+    /// stored as shown need further steps.
     pub(super) fn manner(&self, batch: &[&Delivery]) -> Manner {
         let mut kind = None;
         for delivery in batch {
             let Content::Change(change) = &delivery.content else { continue };
-            if !delivery.nested.is_empty() || !delivery.whole.is_empty() {
+            if !delivery.nested.iter().all(|change| delivery.shows_part(change)) {
                 return Manner::StepByStep;
             }
             let entity = change.clerk_id.entity();
@@ -601,6 +619,15 @@ fn newest(batch: &[&Delivery]) -> Vec<(ClerkId, Version)> {
     newest.into_iter().map(|(id, version)| (id.clone(), version.clone())).collect()
 }
 
+/// Lock and read the registers of the objects that these deliveries show with all of their parts.
+async fn locked_owners<'a>(
+    transaction: &mut dyn Transaction,
+    deliveries: impl Iterator<Item = &'a Delivery>,
+) -> Result<HashMap<ClerkId, Register>> {
+    let owners = deliveries.filter(|delivery| !delivery.whole.is_empty());
+    transaction.registers(&sorted(owners.filter_map(|delivery| delivery.clerk_id.as_ref()))).await
+}
+
 /// Where each id first appears in a batch, and the places of deliveries without an id.
 #[derive(Default)]
 struct Places<'a> {
@@ -621,6 +648,8 @@ struct Steps<'a> {
     transaction: &'a mut dyn Transaction,
     /// The changes that are new.
     changes: Vec<(&'a Delivery, &'a Change)>,
+    /// The objects whose parts are stored as the batch shows them. The changes of these parts are left out.
+    known_parts: HashSet<&'a ClerkId>,
     ways: &'a Ways,
     /// Deletions in the batch that were tried before.
     waiting: HashMap<SvixId, Waiting>,
@@ -707,7 +736,8 @@ impl Steps<'_> {
     /// The stored parts of the objects that are shown with all of their parts.
     async fn parts(&mut self) -> Result<Vec<ClerkId>> {
         let shown = self.changes.iter().filter(|(delivery, _)| !delivery.whole.is_empty());
-        let shown = sorted(shown.map(|(_, change)| &change.clerk_id));
+        let shown = shown.map(|(_, change)| &change.clerk_id).filter(|id| !self.known_parts.contains(id));
+        let shown = sorted(shown);
         self.transaction.parts(&shown, PARTS, u32::MAX).await
     }
 

@@ -12,7 +12,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -143,10 +143,11 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
     let known = if kin.is_empty() { HashMap::new() } else { known_addresses(&folds) };
     // Whether a newer event has shown all parts of the object. The changes of nested objects directly follow its change.
     let mut is_outdated = false;
+    let mut shown = Vec::new();
     for (index, (delivery, change)) in changes.iter().copied().enumerate() {
         let id = &change.clerk_id;
         let cause = (index, delivery, change);
-        if is_outdated && is_part(delivery, change) {
+        if is_outdated && delivery.shows_part(change) {
             continue;
         }
         if has_no_parent(change, &folds, &parents) {
@@ -203,6 +204,7 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         };
         if delivery.clerk_id.as_ref() == Some(id) {
             is_outdated = plan.outcomes[index] == Outcome::Stale && !is_shown_as_stored(change, &folds);
+            shown.extend((!is_outdated && !delivery.whole.is_empty()).then_some(index));
         }
         if matches!(plan.outcomes[index], Outcome::Applied | Outcome::Unchanged) && !delivery.whole.is_empty()
         {
@@ -215,15 +217,11 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         }
         addresses.move_to(id, folds.get(id).and_then(Fold::live_email));
         // An upserted user has already lost the address.
-        let loser = lost.filter(|loser| !(change.patch().is_some() && loser == id));
-        if let Some((loser, fold)) = loser.and_then(|loser| folds.get_mut(&loser).map(|fold| (loser, fold))) {
-            fold.give_up_address();
-            let (action, fields) = (AuditAction::Updated, vec![user::EMAIL]);
-            fold.tell(action, &fields, (delivery, change), rules, now);
-            let line = entry(delivery, change, action, fields, now);
-            plan.audit.push(AuditEntry { clerk_id: loser, actor: None, ..line });
+        if let Some(loser) = lost.filter(|loser| !(change.patch().is_some() && loser == id)) {
+            take_address(&mut folds, loser, cause, &mut plan, rules, now);
         }
     }
+    digest_parts(&shown, changes, &plan.outcomes, &mut folds);
     plan.erasures.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
     if rules.fields(&USER).contains(user::EMAIL) {
         plan.released = addresses.released(&mut folds);
@@ -233,6 +231,23 @@ pub fn plan(changes: &[(&Delivery, &Change)], mut stored: Stored, rules: &Rules,
         fold.finish(&id, &mut plan);
     }
     plan
+}
+
+/// Take the address from a user who is not the one that this change is about.
+fn take_address(
+    folds: &mut Folds,
+    loser: ClerkId,
+    (_, delivery, change): Cause<'_>,
+    plan: &mut Plan,
+    rules: &Rules,
+    now: DateTime<Utc>,
+) {
+    let Some(fold) = folds.get_mut(&loser) else { return };
+    fold.give_up_address();
+    let (action, fields) = (AuditAction::Updated, vec![user::EMAIL]);
+    fold.tell(action, &fields, (delivery, change), rules, now);
+    let line = entry(delivery, change, action, fields, now);
+    plan.audit.push(AuditEntry { clerk_id: loser, actor: None, ..line });
 }
 
 /// One fold for each object that is changed, stored, or the owner of an address.
@@ -267,10 +282,40 @@ fn is_shown_as_stored(change: &Change, folds: &Folds) -> bool {
     known.is_some_and(|known| shows(change, known))
 }
 
-/// Whether the event shows all objects of this kind that belong to the object that it is about. They have no events of
-/// their own.
-fn is_part(delivery: &Delivery, change: &Change) -> bool {
-    delivery.whole.contains(&change.clerk_id.entity())
+/// Write to the registers which parts are stored after the batch, for the changes that have shown all parts of their objects.
+fn digest_parts(shown: &[usize], changes: &[(&Delivery, &Change)], outcomes: &[Outcome], folds: &mut Folds) {
+    for index in shown.iter().copied() {
+        let (delivery, change) = changes[index];
+        let register = folds.get_mut(&change.clerk_id).and_then(|fold| fold.register.as_mut());
+        let Some(register) = register.filter(|register| !register.deleted) else { continue };
+        let mut with_parts =
+            (index..changes.len()).take_while(|other| std::ptr::eq(changes[*other].0, delivery));
+        let is_stored = |index: usize| matches!(outcomes[index], Outcome::Applied | Outcome::Unchanged);
+        register.parts_digest = with_parts.all(is_stored).then(|| delivery.parts_digest()).flatten();
+    }
+}
+
+/// The objects whose parts are stored as all these webhooks show them, according to the registers. Nothing about these parts
+/// has to be read or written.
+pub(super) fn with_known_parts<'a>(
+    deliveries: impl Iterator<Item = &'a Delivery>,
+    registers: &HashMap<ClerkId, Register>,
+) -> HashSet<&'a ClerkId> {
+    let (mut known, mut unknown) = (HashSet::new(), HashSet::new());
+    for delivery in deliveries.filter(|delivery| !delivery.whole.is_empty()) {
+        let Some(id) = &delivery.clerk_id else { continue };
+        let stored = registers.get(id).and_then(|register| register.parts_digest.as_ref());
+        // What the Backend API shows is also compared with the rows: the application may have changed them.
+        let is_webhook = matches!(delivery.source, Source::Webhook);
+        let is_known = is_webhook && stored.is_some() && delivery.parts_digest().as_ref() == stored;
+        if is_known {
+            known.insert(id)
+        } else {
+            unknown.insert(id)
+        };
+    }
+    known.retain(|id| !unknown.contains(id));
+    known
 }
 
 /// The parents' ids that a change names.
@@ -655,8 +700,13 @@ impl Fold {
 
     /// The register; created blank if there is none.
     fn register_mut(&mut self) -> &mut Register {
-        let blank =
-            || Register { version: Version::BLANK, deleted: false, held_until: None, held_since: None };
+        let blank = || Register {
+            version: Version::BLANK,
+            deleted: false,
+            held_until: None,
+            held_since: None,
+            parts_digest: None,
+        };
         self.register.get_or_insert_with(blank)
     }
 
@@ -726,9 +776,8 @@ impl Fold {
         let is_the_same = |user: &Object| user.profile.clone().apply(patch, fields).is_empty();
         // Every event of the object that contains this one shows it again.
         let is_inside = delivery.clerk_id.as_ref() != Some(&change.clerk_id);
-        let is_part = is_part(delivery, change);
-        // A part without a time of its own has the time of the event.
-        let has_no_time = is_part && change.version.version == delivery.event_at.timestamp_millis();
+        let is_part = delivery.shows_part(change);
+        let has_no_time = is_part && delivery.is_timed_by(change);
         if is_inside
             && (self.version() == change.version.version || has_no_time)
             && !self.is_deleted()
@@ -815,8 +864,13 @@ impl Fold {
             _ => false,
         };
         if wanted {
-            *self.register_mut() =
-                Register { version: version.clone(), deleted: true, held_until: None, held_since: None };
+            *self.register_mut() = Register {
+                version: version.clone(),
+                deleted: true,
+                held_until: None,
+                held_since: None,
+                parts_digest: None,
+            };
             self.end = Some(End::Erased);
             // A sink that never received the user does not need these messages now.
             self.messages.clear();
@@ -1046,6 +1100,7 @@ mod tests {
                     deleted,
                     held_until: None,
                     held_since: None,
+                    parts_digest: None,
                 },
                 Some(user),
             )
@@ -1083,8 +1138,13 @@ mod tests {
 
     #[test]
     fn a_tombstone_is_final_also_without_a_row() {
-        let tombstone =
-            || Register { version: version(1, ""), deleted: true, held_until: None, held_since: None };
+        let tombstone = || Register {
+            version: version(1, ""),
+            deleted: true,
+            held_until: None,
+            held_since: None,
+            parts_digest: None,
+        };
         let plan = planned(&[named("msg_1", 99, "Ghost"), deleted("msg_2", 100)], known(tombstone(), None));
         assert_eq!(plan.outcomes, [Outcome::Stale, Outcome::Stale]);
         assert!(plan.registers.is_empty() && plan.inserts.is_empty() && plan.erasures.is_empty());
@@ -1095,8 +1155,13 @@ mod tests {
 
     #[test]
     fn a_tombstone_whose_row_still_stands_is_an_erasure_to_finish_once() {
-        let tombstone =
-            Register { version: version(1, ""), deleted: true, held_until: None, held_since: None };
+        let tombstone = Register {
+            version: version(1, ""),
+            deleted: true,
+            held_until: None,
+            held_since: None,
+            parts_digest: None,
+        };
         let plan = planned(&[deleted("msg_1", 2), deleted("msg_2", 3)], known(tombstone, Some(row(None))));
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
         assert_eq!(plan.erasures.len(), 1);
@@ -1110,7 +1175,13 @@ mod tests {
 
     fn register(deleted: bool, held_until: Option<i64>) -> Register {
         let held_since = held_until.map(|_| at(7));
-        Register { version: version(10, ""), deleted, held_until: held_until.map(at), held_since }
+        Register {
+            version: version(10, ""),
+            deleted,
+            held_until: held_until.map(at),
+            held_since,
+            parts_digest: None,
+        }
     }
 
     fn without_webhook(time: i64, news: News) -> Delivery {
@@ -1192,8 +1263,13 @@ mod tests {
 
     #[test]
     fn a_row_that_is_gone_comes_back_from_what_the_api_shows_though_it_is_older() {
-        let register =
-            |deleted| Register { version: version(9, "msg_0"), deleted, held_until: None, held_since: None };
+        let register = |deleted| Register {
+            version: version(9, "msg_0"),
+            deleted,
+            held_until: None,
+            held_since: None,
+            parts_digest: None,
+        };
         let read = |source| Delivery { source, ..named("", 2, "Ada") };
         for source in [Source::Backfill, Source::Reconcile, Source::Api] {
             let plan = planned(&[read(source)], known(register(false), None));
@@ -1215,8 +1291,13 @@ mod tests {
 
     #[test]
     fn a_row_that_the_application_removed_is_created_again() {
-        let register =
-            Register { version: version(1, ""), deleted: false, held_until: None, held_since: None };
+        let register = Register {
+            version: version(1, ""),
+            deleted: false,
+            held_until: None,
+            held_since: None,
+            parts_digest: None,
+        };
         let plan = planned(&[named("msg_1", 2, "Ada")], known(register, None));
         assert_eq!(actions(&plan), [AuditAction::Created]);
         assert_eq!(plan.inserts.len(), 1);

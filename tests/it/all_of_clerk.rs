@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use clerk_sync::{
     clerk::{event, sample},
     entity,
-    model::{Entity, Field, FieldSet, Holds, Outcome, Place, Selection},
+    model::{Delivery, Entity, Field, FieldSet, Holds, Outcome, Place, Selection, Source},
 };
 use serde_json::{Value as Json, json};
 
@@ -28,6 +28,8 @@ promises! {
     what_stands_inside_of_an_object_and_is_the_same_is_not_written_again,
     the_parts_of_a_user_are_those_that_are_shown,
     the_parts_of_a_user_are_the_newest_in_every_order,
+    parts_that_events_repeat_are_the_newest_in_every_order,
+    parts_that_an_event_repeats_are_not_read,
     an_item_comes_back_to_life,
     an_invitation_that_has_run_out_is_no_current_one,
     what_came_is_kept_whole_where_that_is_asked_for,
@@ -322,6 +324,86 @@ async fn the_parts_of_a_user_are_the_newest_in_every_order(mut world: World) {
         assert_eq!((here.len(), differs), (expected.len(), None), "{table}");
     }
     assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+/// Four events about a user that repeat what they said about a part, in every order: once event by event, once in one batch;
+/// the part has a time of its own, or none.
+async fn parts_that_events_repeat_are_the_newest_in_every_order(mut world: World) {
+    /// For each event, the text of the part.
+    const LIVES: [[&str; 4]; 3] =
+        [["one", "one", "two", "one"], ["one", "two", "one", "one"], ["one", "two", "two", "two"]];
+    with_everything(&mut world);
+    let (mut one_by_one, mut at_once, mut expected) = (vec![Vec::new(); 4], Vec::new(), Vec::new());
+    for texts in LIVES {
+        for order in permutations(&[0, 1, 2, 3]) {
+            for (has_time, is_batch) in [(false, false), (false, true), (true, false), (true, true)] {
+                let number = expected.len();
+                let after = |place: usize| 10 * i64::try_from(place + 1).unwrap();
+                let event = |place: &usize| {
+                    let mut account = json!({ "id": format!("eac_{number:03}"), "username": texts[*place] });
+                    if has_time {
+                        let same = (0..=*place).rev().take_while(|other| texts[*other] == texts[*place]);
+                        account["updated_at"] = (NOW + after(same.last().unwrap())).into();
+                    }
+                    Event::updated(&format!("user_{number:03}"), after(*place))
+                        .set("external_accounts", json!([account]))
+                };
+                let events: Vec<Event> = order.iter().map(event).collect();
+                if is_batch {
+                    at_once.extend(events);
+                } else {
+                    one_by_one.iter_mut().zip(events).for_each(|(step, event)| step.push(event));
+                }
+                expected.push(format!("eac_{number:03} {} user_{number:03}", texts[3]));
+            }
+        }
+    }
+    for step in one_by_one {
+        world.deliver_all(&step).await;
+    }
+    world.deliver_all(&at_once).await;
+    let query = "SELECT clerk_id || ' ' || username || ' ' || user_id AS line FROM user_external_accounts ORDER BY clerk_id";
+    let stored = world.column(query).await;
+    let differs = stored.iter().zip(&expected).find(|(stored, expected)| stored != expected);
+    assert_eq!((stored.len(), differs), (expected.len(), None));
+    assert_eq!(world.count("webhook_queue").await, 0);
+}
+
+async fn parts_that_an_event_repeats_are_not_read(mut world: World) {
+    with_everything(&mut world);
+    let wallets = |text: &str| json!([{ "id": "idn_1", "web3_wallet": text }]);
+    let user = |after: i64, text: &str, name: &str| {
+        Event::updated("user_1", after).set("web3_wallets", wallets(text)).set("first_name", name)
+    };
+    let wallet = async || world.column("SELECT web3_wallet FROM user_web3_wallets").await;
+    let digest = async || {
+        let query = "SELECT coalesce(parts_digest, '') AS digest FROM entity_versions WHERE kind = 'user'";
+        world.value(query).await
+    };
+    assert_eq!(world.deliver(&user(10, "0xa", "Ada")).await, Applied);
+    let first = digest().await;
+    assert_eq!(first.len(), 32, "{first}");
+    // A row that the application has removed shows that parts were not read.
+    world.sql("DELETE FROM user_web3_wallets").await;
+    assert_eq!(world.deliver(&user(20, "0xa", "Augusta")).await, Applied);
+    assert_eq!(world.text("user_1", entity::user::FIRST_NAME).await.as_deref(), Some("Augusta"));
+    assert_eq!((digest().await, wallet().await), (first.clone(), Vec::new()));
+    // The Backend API shows what is there now, so all rows are compared.
+    let read = world.delivery(&user(30, "0xa", "Augusta"));
+    let read = Delivery { svix_id: None, source: Source::Reconcile, ..read };
+    for result in world.apply(&*world.store, &[read]).await {
+        result.unwrap();
+    }
+    assert_eq!((digest().await, wallet().await), (first.clone(), vec!["0xa".to_owned()]));
+    // In one batch: parts that change, and change back.
+    let events = [user(40, "0xb", "Ada"), user(50, "0xa", "Ada")];
+    world.deliver_all(&events).await;
+    assert_eq!((digest().await, wallet().await), (first.clone(), vec!["0xa".to_owned()]));
+    world.deliver(&user(60, "0xc", "Ada")).await;
+    assert_ne!(digest().await, first);
+    assert_eq!(wallet().await, ["0xc"]);
+    world.deliver(&Event::deleted("user_1", 70)).await;
+    assert_eq!(digest().await, "", "a digest of personal data goes with them");
 }
 
 async fn an_item_comes_back_to_life(mut world: World) {

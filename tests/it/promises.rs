@@ -2259,7 +2259,13 @@ fn advance(id: &str, version: i64, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: "msg_1".to_owned() };
     Advance {
         clerk_id: clerk_id(id),
-        register: Register { version, deleted: false, held_until: None, held_since: None },
+        register: Register {
+            version,
+            deleted: false,
+            held_until: None,
+            held_since: None,
+            parts_digest: None,
+        },
         new,
     }
 }

@@ -55,6 +55,7 @@ impl Ledger for MongoSession {
             let register = doc! {
                 "kind": id.entity().kind, "clerk_id": id.as_str(), "version": i64::MIN, "event_at": i64::MIN, "tie": "",
                 "deleted": false, "held_until": null, "held_since": null,
+                "parts_digest": null,
             };
             let update = doc! { "$setOnInsert": register, "$inc": { "lock": 1 } };
             doc! { "q": { "_id": key(id) }, "u": update, "upsert": true }
@@ -85,8 +86,13 @@ impl Ledger for MongoSession {
             return Err(self.fail(raced));
         }
         let update = |advance: &&Advance| {
-            let Register { version: Version { version, event_at, tie }, deleted, held_until, .. } =
-                &advance.register;
+            let Register {
+                version: Version { version, event_at, tie },
+                deleted,
+                held_until,
+                parts_digest,
+                ..
+            } = &advance.register;
             let mut query = doc! { "_id": key(&advance.clerk_id), "deleted": false };
             // Deletion is final, whatever its time.
             if !deleted {
@@ -94,10 +100,14 @@ impl Ledger for MongoSession {
                     doc! { "version": { "$lt": version } },
                     doc! { "version": version, "event_at": { "$lt": event_at } },
                     doc! { "version": version, "event_at": event_at, "tie": { "$lt": tie } },
-                    // Delaying an erasure, or cancelling the delay, does not change the version.
+                    // Delaying an erasure, or cancelling the delay, does not change the version; nor do parts that reconcile
+                    // has mended.
                     doc! {
                         "version": version, "event_at": event_at, "tie": tie,
-                        "held_until": { "$ne": maybe_time(*held_until) },
+                        "$or": [
+                            { "held_until": { "$ne": maybe_time(*held_until) } },
+                            { "parts_digest": { "$ne": parts_digest } },
+                        ],
                     },
                 ];
                 query.insert("$or", newer);
@@ -279,10 +289,17 @@ impl Ledger for MongoSession {
 }
 
 fn set_of(register: &Register) -> Document {
-    let Register { version: Version { version, event_at, tie }, deleted, held_until, held_since } = register;
+    let Register {
+        version: Version { version, event_at, tie },
+        deleted,
+        held_until,
+        held_since,
+        parts_digest,
+    } = register;
     doc! {
         "version": version, "event_at": event_at, "tie": tie, "deleted": deleted,
         "held_until": maybe_time(*held_until), "held_since": maybe_time(*held_since),
+        "parts_digest": parts_digest,
     }
 }
 
@@ -296,6 +313,7 @@ pub(super) fn registers(kinds: Kinds, rows: &[Document]) -> Result<HashMap<Clerk
             deleted: row.need("deleted")?,
             held_until: row.maybe("held_until"),
             held_since: row.maybe("held_since"),
+            parts_digest: row.maybe("parts_digest"),
         };
         Ok((row.about(kinds)?, register))
     };

@@ -21,16 +21,16 @@ use crate::{
 };
 
 /// The first column of the object in a row of `Statements::open`.
-const OPENED: usize = 8;
+const OPENED: usize = 9;
 
 statements! {
     // One search per id, in the order of the ids, so that two transactions never deadlock.
-    REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
+    REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since, e.parts_digest
         FROM {batch $1 AS n: kind text, clerk_id text}
         {lock entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}";
 
     // As `REGISTERS`, but without locks.
-    KNOWN_REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since
+    KNOWN_REGISTERS = "SELECT e.kind, e.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since, e.parts_digest
         FROM {batch $1 AS n: kind text, clerk_id text}
         {lookup entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}";
 
@@ -42,9 +42,9 @@ statements! {
         ON CONFLICT (kind, clerk_id) DO NOTHING";
 
     ADVANCE = "INSERT INTO entity_versions{postgres|sqlite  AS e}
-            (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since{mysql , token})
-        SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since{mysql , {token}}
-        FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, new boolean}
+            (kind, clerk_id, version, event_at, tie, deleted, held_until, held_since, parts_digest{mysql , token})
+        SELECT n.kind, n.clerk_id, n.version, n.event_at, n.tie, n.deleted, n.held_until, n.held_since, n.parts_digest{mysql , {token}}
+        FROM {batch $1 AS n: kind text, clerk_id text, version bigint, event_at bigint, tie text, deleted boolean, held_until time, held_since time, parts_digest text, new boolean}
         WHERE {postgres|mysql true}{sqlite
             -- A change that was planned for a missing register must not apply to an existing one. A blank register does not count.
             NOT (n.new AND EXISTS (
@@ -57,7 +57,7 @@ statements! {
                 AND (excluded.deleted
                      OR (entity_versions.version, entity_versions.event_at, entity_versions.tie)
                         < (excluded.version, excluded.event_at, excluded.tie)
-                     OR (NOT entity_versions.held_until <=> excluded.held_until
+                     OR (NOT (entity_versions.held_until <=> excluded.held_until AND entity_versions.parts_digest <=> excluded.parts_digest)
                          AND (entity_versions.version, entity_versions.event_at, entity_versions.tie)
                              = (excluded.version, excluded.event_at, excluded.tie)))
                 THEN concat({token}, '+') ELSE entity_versions.token END,
@@ -66,18 +66,19 @@ statements! {
             tie = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.tie ELSE entity_versions.tie END,
             deleted = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.deleted ELSE entity_versions.deleted END,
             held_until = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.held_until ELSE entity_versions.held_until END,
-            held_since = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.held_since ELSE entity_versions.held_since END;
+            held_since = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.held_since ELSE entity_versions.held_since END,
+            parts_digest = CASE entity_versions.token WHEN concat({token}, '+') THEN excluded.parts_digest ELSE entity_versions.parts_digest END;
         SELECT e.kind, e.clerk_id, e.token = {token}
         FROM {batch $1 AS n: kind text, clerk_id text} {lookup entity_versions AS e WHERE e.kind = n.kind AND e.clerk_id = n.clerk_id}
         WHERE e.token IN ({token}, concat({token}, '+'))}{postgres|sqlite ON CONFLICT (kind, clerk_id) DO UPDATE
         SET version = excluded.version, event_at = excluded.event_at, tie = excluded.tie, deleted = excluded.deleted,
-            held_until = excluded.held_until, held_since = excluded.held_since
+            held_until = excluded.held_until, held_since = excluded.held_since, parts_digest = excluded.parts_digest
         WHERE NOT e.deleted
           -- Deletion is final, whatever its time.
           AND (excluded.deleted
                OR (e.version, e.event_at, e.tie) < (excluded.version, excluded.event_at, excluded.tie)
-               -- Delaying an erasure, or cancelling the delay, does not change the version.
-               OR (e.held_until IS DISTINCT FROM excluded.held_until
+               -- Delaying an erasure, or cancelling the delay, does not change the version; nor do parts that reconcile has mended.
+               OR ((e.held_until IS DISTINCT FROM excluded.held_until OR e.parts_digest IS DISTINCT FROM excluded.parts_digest)
                    AND (e.version, e.event_at, e.tie) = (excluded.version, excluded.event_at, excluded.tie)))
         -- PostgreSQL: a row that this statement inserted has no older version to point back to.
         RETURNING kind, clerk_id, {postgres xmax = 0}{sqlite NULL}}";
@@ -411,6 +412,7 @@ fn register_from(row: &Row, first: usize) -> Result<Register> {
         deleted: row.get(first + 3)?,
         held_until: row.maybe(first + 4)?,
         held_since: row.maybe(first + 5)?,
+        parts_digest: row.maybe(first + 6)?,
     })
 }
 
@@ -425,6 +427,7 @@ fn registers_of(registers: &[Advance]) -> Columns<'_, Advance> {
         .bool(|advance| advance.register.deleted)
         .time(|advance| advance.register.held_until)
         .time(|advance| advance.register.held_since)
+        .text(|advance| advance.register.parts_digest.as_deref())
         .bool(|advance| advance.new)
 }
 

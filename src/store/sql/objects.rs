@@ -278,9 +278,9 @@ fn opening_of(entity: &Entity, read: &str) -> String {
     let nothing = vec!["NULL"; read.split(", ").count()].join(", ");
     format!(
         "{{postgres {recorded}
-        SELECT svix_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, {nothing} FROM recorded
+        SELECT svix_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, {nothing} FROM recorded
         UNION ALL
-        SELECT NULL, n.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since, {read}
+        SELECT NULL, n.clerk_id, e.version, e.event_at, e.tie, e.deleted, e.held_until, e.held_since, e.parts_digest, {read}
         FROM {{batch $2 AS n: clerk_id text, version bigint, event_at bigint, tie text}}
         LEFT JOIN LATERAL (
             SELECT * FROM entity_versions AS e WHERE e.kind = '{kind}' AND e.clerk_id = n.clerk_id FOR UPDATE

@@ -163,7 +163,7 @@ fn step(id: &str, version: i64, tie: &str, deleted: bool, new: bool) -> Advance 
     let version = Version { version, event_at: version, tie: tie.to_owned() };
     Advance {
         clerk_id: clerk_id(id),
-        register: Register { version, deleted, held_until: None, held_since: None },
+        register: Register { version, deleted, held_until: None, held_since: None, parts_digest: None },
         new,
     }
 }
