@@ -10,7 +10,7 @@
 use std::{
     borrow::{Borrow, Cow},
     collections::BTreeMap,
-    sync::LazyLock,
+    sync::{LazyLock, OnceLock},
 };
 
 use bytes::Bytes;
@@ -131,6 +131,7 @@ pub fn parse(verified: &Verified, selection: &Selection, now: DateTime<Utc>) -> 
             nested: Vec::new(),
             whole: Vec::new(),
             trace: TraceContext::default(),
+            digest: OnceLock::new(),
         },
         instance_id: None,
         replaced_characters,

@@ -1,6 +1,6 @@
 //! A delivery: one change or deletion of one object, from any source.
 
-use std::fmt;
+use std::{fmt, sync::OnceLock};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -57,6 +57,8 @@ pub struct Delivery {
     pub whole: Vec<&'static Entity>,
     /// The trace that it belongs to.
     pub trace: TraceContext,
+    /// See [`parts_digest`](Self::parts_digest); computed once.
+    pub digest: OnceLock<Option<String>>,
 }
 
 impl fmt::Debug for Delivery {
@@ -80,25 +82,29 @@ impl Delivery {
 
     /// A digest of the parts that it shows, in hexadecimal; `None` if it lists none. A later event with the same digest shows
     /// the same parts. Half of a SHA-256, because people choose some of the values.
-    pub fn parts_digest(&self) -> Option<String> {
+    pub fn parts_digest(&self) -> Option<&str> {
+        self.digest.get_or_init(|| self.digested_parts()).as_deref()
+    }
+
+    fn digested_parts(&self) -> Option<String> {
         if self.whole.is_empty() {
             return None;
         }
-        let mut hash = Sha256::new();
+        let mut text = Vec::with_capacity(1024);
         for entity in &self.whole {
-            add_to(&mut hash, entity.kind.as_bytes());
+            add_to(&mut text, entity.kind.as_bytes());
         }
         for part in self.nested.iter().filter(|change| self.shows_part(change)) {
-            add_to(&mut hash, part.clerk_id.entity().kind.as_bytes());
-            add_to(&mut hash, part.clerk_id.as_str().as_bytes());
-            let time = (!self.is_timed_by(part)).then_some(part.version.version);
-            add_to(&mut hash, format!("{time:?}").as_bytes());
+            add_to(&mut text, part.clerk_id.entity().kind.as_bytes());
+            add_to(&mut text, part.clerk_id.as_str().as_bytes());
+            let time = if self.is_timed_by(part) { i64::MIN } else { part.version.version };
+            text.extend(time.to_le_bytes());
             if let News::Upsert { patch, created_at } = &part.news {
-                add_to(&mut hash, format!("{created_at:?}").as_bytes());
-                patch.add_to(&mut hash);
+                text.extend(created_at.map_or(i64::MIN, |at| at.timestamp_micros()).to_le_bytes());
+                patch.add_to(&mut text);
             }
         }
-        Some(hex::encode(&hash.finalize()[..16]))
+        Some(hex::encode(&Sha256::digest(&text)[..16]))
     }
 
     /// A change that was not a webhook. It happened at `event_at`, and clerk-sync received it at `received_at`.
@@ -121,6 +127,7 @@ impl Delivery {
             nested: Vec::new(),
             whole: Vec::new(),
             trace: TraceContext::default(),
+            digest: OnceLock::new(),
         }
     }
 }
@@ -201,8 +208,8 @@ impl fmt::Debug for Actor {
     }
 }
 
-/// Add bytes to a hash, with their number, so that no other sequence of bytes has the same hash.
-pub(super) fn add_to(hash: &mut Sha256, bytes: &[u8]) {
-    hash.update(bytes.len().to_le_bytes());
-    hash.update(bytes);
+/// Add bytes to a text that is digested, with their number, so that no other sequence of bytes gives the same text.
+pub(super) fn add_to(text: &mut Vec<u8>, bytes: &[u8]) {
+    text.extend(bytes.len().to_le_bytes());
+    text.extend(bytes);
 }

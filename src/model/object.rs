@@ -3,7 +3,6 @@
 use std::{fmt, ops::Index};
 
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
 
 use super::{Anonymized, ClerkId, Field, FieldSet, delivery::add_to, rfc3339};
 
@@ -160,16 +159,16 @@ impl Patch {
         self.0.iter().all(|(field, _)| field.is_raw())
     }
 
-    /// Adds the fields and their values to a hash.
-    pub(super) fn add_to(&self, hash: &mut Sha256) {
+    /// Adds the fields and their values to a text that is digested.
+    pub(super) fn add_to(&self, text: &mut Vec<u8>) {
         for (field, value) in &self.0 {
-            add_to(hash, field.name().as_bytes());
+            add_to(text, field.name().as_bytes());
             match value {
-                Value::Null => hash.update(u64::MAX.to_le_bytes()),
-                Value::Text(text) | Value::Json(text) => add_to(hash, text.as_bytes()),
-                Value::Int(number) => add_to(hash, &number.to_le_bytes()),
-                Value::Bool(truth) => add_to(hash, &[u8::from(*truth)]),
-                Value::Time(time) => add_to(hash, &time.timestamp_micros().to_le_bytes()),
+                Value::Null => text.extend(u64::MAX.to_le_bytes()),
+                Value::Text(value) | Value::Json(value) => add_to(text, value.as_bytes()),
+                Value::Int(number) => add_to(text, &number.to_le_bytes()),
+                Value::Bool(truth) => add_to(text, &[u8::from(*truth)]),
+                Value::Time(time) => add_to(text, &time.timestamp_micros().to_le_bytes()),
             }
         }
     }

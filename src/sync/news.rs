@@ -128,7 +128,7 @@ fn message_id(sink: &str, clerk_id: &ClerkId, version: &Version, kind: MessageTy
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, OnceLock};
 
     use crate::entity::{USER, user};
     use crate::model::Selection;
@@ -166,6 +166,7 @@ mod tests {
             nested: Vec::new(),
             whole: Vec::new(),
             trace: TraceContext::default(),
+            digest: OnceLock::new(),
         }
     }
 

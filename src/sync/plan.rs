@@ -291,7 +291,8 @@ fn digest_parts(shown: &[usize], changes: &[(&Delivery, &Change)], outcomes: &[O
         let mut with_parts =
             (index..changes.len()).take_while(|other| std::ptr::eq(changes[*other].0, delivery));
         let is_stored = |index: usize| matches!(outcomes[index], Outcome::Applied | Outcome::Unchanged);
-        register.parts_digest = with_parts.all(is_stored).then(|| delivery.parts_digest()).flatten();
+        let is_all = with_parts.all(is_stored);
+        register.parts_digest = delivery.parts_digest().filter(|_| is_all).map(str::to_owned);
     }
 }
 
@@ -304,10 +305,10 @@ pub(super) fn with_known_parts<'a>(
     let (mut known, mut unknown) = (HashSet::new(), HashSet::new());
     for delivery in deliveries.filter(|delivery| !delivery.whole.is_empty()) {
         let Some(id) = &delivery.clerk_id else { continue };
-        let stored = registers.get(id).and_then(|register| register.parts_digest.as_ref());
+        let stored = registers.get(id).and_then(|register| register.parts_digest.as_deref());
         // What the Backend API shows is also compared with the rows: the application may have changed them.
         let is_webhook = matches!(delivery.source, Source::Webhook);
-        let is_known = is_webhook && stored.is_some() && delivery.parts_digest().as_ref() == stored;
+        let is_known = is_webhook && stored.is_some() && delivery.parts_digest() == stored;
         if is_known {
             known.insert(id)
         } else {
@@ -926,6 +927,8 @@ impl Fold {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use bytes::Bytes;
 
     use super::*;
@@ -960,6 +963,7 @@ mod tests {
             nested: Vec::new(),
             whole: Vec::new(),
             trace: TraceContext::default(),
+            digest: OnceLock::new(),
         }
     }
 
