@@ -46,7 +46,7 @@ fuzz_target!(|body: &[u8]| {
     check(change, now);
 
     let mut seen = HashSet::new();
-    for part in &delivery.nested {
+    for part in delivery.nested.iter() {
         check(part, now);
         assert!(seen.insert(&part.clerk_id), "an object is nested twice");
         assert!(kind.nested.iter().any(|nested| nested.entity == part.clerk_id.entity()));

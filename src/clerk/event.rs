@@ -10,13 +10,14 @@
 use std::{
     borrow::{Borrow, Cow},
     collections::BTreeMap,
-    sync::{LazyLock, OnceLock},
+    sync::LazyLock,
 };
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use super::{
     signature::Verified,
@@ -26,8 +27,8 @@ use super::{
 use crate::{
     entity,
     model::{
-        Actor, Change, ClerkId, Content, Delivery, Entity, Field, FieldSet, Holds, MAX_ID_BYTES, Meaning,
-        Nested, News, Patch, Place, Selection, Source, Value, Version, Within,
+        Actor, Change, ClerkId, Content, Delivery, Entity, Field, FieldSet, Holds, Inside, MAX_ID_BYTES,
+        Meaning, Nested, News, Patch, Place, Selection, Source, Value, Version, Within,
     },
     telemetry::{self, TraceContext},
 };
@@ -128,10 +129,10 @@ pub fn parse(verified: &Verified, selection: &Selection, now: DateTime<Utc>) -> 
             source: Source::Webhook,
             payload: Bytes::clone(verified.body()),
             content: Content::Ignored,
-            nested: Vec::new(),
+            nested: Inside::default(),
             whole: Vec::new(),
+            parts_digest: None,
             trace: TraceContext::default(),
-            digest: OnceLock::new(),
         },
         instance_id: None,
         replaced_characters,
@@ -364,12 +365,15 @@ fn found(
     };
     let clerk_id = usable.or_else(|| stand_in(reading.entity, data.get("id").copied()))?;
     let mut delivery = Delivery::without_webhook(clerk_id.clone(), reading.source, read_at, read_at, content);
-    (delivery.nested, delivery.whole) =
-        nested(data, reading.entity, |entity| reading.inside.fields_of(entity), (read_at, ""), now);
-    for change in &mut delivery.nested {
-        if let News::Upsert { patch, .. } = &mut change.news {
-            own(change.clerk_id.entity(), patch, owner);
+    set_nested(&mut delivery, data, reading.entity, &reading.inside, now);
+    if owner.is_some() {
+        let mut changes = delivery.nested.to_vec();
+        for change in &mut changes {
+            if let News::Upsert { patch, .. } = &mut change.news {
+                own(change.clerk_id.entity(), patch, owner);
+            }
         }
+        delivery.nested = changes.into();
     }
     let created_at = created_at.map_or(UNSAID, |at| at.timestamp_millis());
     Some(Found { clerk_id, created_at, delivery, unread })
@@ -406,26 +410,78 @@ pub fn deletion_body(id: &ClerkId, at: DateTime<Utc>) -> Bytes {
     Bytes::from(body.to_string())
 }
 
-/// The changes of the nested objects, each once. An unreadable nested object is left out: it has events of its own.
-fn nested(
+/// A member with nested objects that are not read yet.
+struct Unread {
+    nested: &'static Nested,
+    fields: FieldSet,
+    /// The member itself and those that its objects inherit, by their names.
+    members: Vec<(&'static str, Box<RawValue>)>,
+}
+
+impl Unread {
+    fn new(data: &Object<'_>, nested: &'static Nested, fields: FieldSet) -> Option<Self> {
+        let inherited = nested.inherits.iter().map(|(_, other)| *other);
+        let names = [nested.member].into_iter().chain(inherited);
+        let members = names.filter_map(|name| Some((name, (*data.get(name)?).to_owned())));
+        data.contains_key(nested.member).then(|| Self { nested, fields, members: members.collect() })
+    }
+
+    /// The objects of the member.
+    fn objects(&self) -> Vec<Object<'_>> {
+        let members = self.members.iter().map(|(name, raw)| (Name(Cow::Borrowed(*name)), &**raw));
+        inside(&members.collect(), &[self.nested.member], self.nested.inherits)
+    }
+}
+
+/// Set the nested objects of a delivery, the kinds that it lists whole, and the digest of both.
+fn set_nested(
+    delivery: &mut Delivery,
     data: &Object<'_>,
     entity: &'static Entity,
-    fields: impl Fn(&Entity) -> Option<FieldSet>,
-    (event_at, tie): (DateTime<Utc>, &str),
+    inside: &Selection,
     now: DateTime<Utc>,
-) -> (Vec<Change>, Vec<&'static Entity>) {
-    let (mut changes, mut whole): (Vec<Change>, Vec<&'static Entity>) = (Vec::new(), Vec::new());
-    for Nested { member, entity, inherits, is_whole } in entity.nested {
-        let (Some(fields), Some(raw)) = (fields(entity), data.get(*member)) else { continue };
-        if *is_whole && raw.get().starts_with('[') {
-            whole.push(entity);
-        }
-        for inside in inside(data, &[*member], inherits) {
+) {
+    let of_kind = |nested| Unread::new(data, nested, inside.fields_of(nested.entity)?);
+    let unread: Vec<Unread> = entity.nested.iter().filter_map(of_kind).collect();
+    if unread.is_empty() {
+        return;
+    }
+    let is_whole = |unread: &&Unread| unread.nested.is_whole && unread.members[0].1.get().starts_with('[');
+    delivery.whole = unread.iter().filter(is_whole).map(|unread| unread.nested.entity).collect();
+    delivery.parts_digest = (!delivery.whole.is_empty()).then(|| digest_of(&unread));
+    let event_at = delivery.event_at;
+    let tie = delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    delivery.nested = Inside::read_by(move || read_nested(&unread, (event_at, &tie), now));
+}
+
+/// A digest of the nested objects, of the fields that are read, and of the program that reads them.
+fn digest_of(unread: &[Unread]) -> String {
+    let mut hash = Sha256::new();
+    // With its length, so that no other sequence of texts gives the same digest.
+    let mut add = |text: &str| {
+        hash.update(text.len().to_le_bytes());
+        hash.update(text);
+    };
+    add(env!("CARGO_PKG_VERSION"));
+    for Unread { nested, fields, members } in unread {
+        add(nested.entity.kind);
+        fields.of(nested.entity).for_each(|field| add(field.name()));
+        add(members[0].1.get());
+    }
+    hex::encode(&hash.finalize()[..16])
+}
+
+/// The changes of the nested objects, each once. An unreadable nested object is left out: it has events of its own.
+fn read_nested(unread: &[Unread], (event_at, tie): (DateTime<Utc>, &str), now: DateTime<Utc>) -> Vec<Change> {
+    let mut changes: Vec<Change> = Vec::new();
+    for kind in unread {
+        let entity = kind.nested.entity;
+        for inside in kind.objects() {
             let mut unread = Vec::new();
             let id = inside.get("id").and_then(|id| string(id)).and_then(|id| ClerkId::new(entity, id));
             let created_at = time_of(&inside, "created_at", &mut unread, |_| true);
             let updated_at = time_of(&inside, "updated_at", &mut unread, |at| plausible(at, now));
-            let patch = read_patch(&inside, entity, fields, &mut unread);
+            let patch = read_patch(&inside, entity, kind.fields, &mut unread);
             let Some(clerk_id) = id.filter(|id| {
                 has_its_parents(entity, &patch).is_ok() && changes.iter().all(|change| change.clerk_id != *id)
             }) else {
@@ -435,7 +491,7 @@ fn nested(
             changes.push(Change { clerk_id, version, news: News::Upsert { patch, created_at }, actor: None });
         }
     }
-    (changes, whole)
+    changes
 }
 
 /// The body without the members at these paths in `data`.
@@ -496,8 +552,7 @@ fn read_envelope(
     };
     let tie = event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
     if !deletion {
-        let inside = |entity: &Entity| selection.fields_of(entity);
-        (event.delivery.nested, event.delivery.whole) = nested(&data, entity, inside, (event_at, &tie), now);
+        set_nested(&mut event.delivery, &data, entity, selection, now);
     }
     Ok(Content::Change(Change {
         clerk_id,

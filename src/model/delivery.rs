@@ -1,10 +1,13 @@
 //! A delivery: one change or deletion of one object, from any source.
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
 
 use super::{ClerkId, Entity, Patch, SvixId, Version};
 use crate::telemetry::TraceContext;
@@ -52,13 +55,15 @@ pub struct Delivery {
     pub payload: Bytes,
     pub content: Content,
     /// Changes of objects nested in the main object.
-    pub nested: Vec<Change>,
+    pub nested: Inside,
     /// The nested kinds for which it lists all objects, so that others are deleted.
     pub whole: Vec<&'static Entity>,
+    /// A hash of the nested objects as they are shown, and of what is read of them; `None` if it lists no kind whole. Another
+    /// delivery about the same object with this digest shows the same nested objects. Half of a SHA-256 in hexadecimal,
+    /// because people choose some of the values.
+    pub parts_digest: Option<String>,
     /// The trace that it belongs to.
     pub trace: TraceContext,
-    /// See [`parts_digest`](Self::parts_digest); computed once.
-    pub digest: OnceLock<Option<String>>,
 }
 
 impl fmt::Debug for Delivery {
@@ -80,33 +85,6 @@ impl Delivery {
         part.version.version == self.event_at.timestamp_millis()
     }
 
-    /// A digest of the parts that it shows, in hexadecimal; `None` if it lists none. A later event with the same digest shows
-    /// the same parts. Half of a SHA-256, because people choose some of the values.
-    pub fn parts_digest(&self) -> Option<&str> {
-        self.digest.get_or_init(|| self.digested_parts()).as_deref()
-    }
-
-    fn digested_parts(&self) -> Option<String> {
-        if self.whole.is_empty() {
-            return None;
-        }
-        let mut text = Vec::with_capacity(1024);
-        for entity in &self.whole {
-            add_to(&mut text, entity.kind.as_bytes());
-        }
-        for part in self.nested.iter().filter(|change| self.shows_part(change)) {
-            add_to(&mut text, part.clerk_id.entity().kind.as_bytes());
-            add_to(&mut text, part.clerk_id.as_str().as_bytes());
-            let time = if self.is_timed_by(part) { i64::MIN } else { part.version.version };
-            text.extend(time.to_le_bytes());
-            if let News::Upsert { patch, created_at } = &part.news {
-                text.extend(created_at.map_or(i64::MIN, |at| at.timestamp_micros()).to_le_bytes());
-                patch.add_to(&mut text);
-            }
-        }
-        Some(hex::encode(&Sha256::digest(&text)[..16]))
-    }
-
     /// A change that was not a webhook. It happened at `event_at`, and clerk-sync received it at `received_at`.
     pub fn without_webhook(
         clerk_id: ClerkId,
@@ -124,10 +102,10 @@ impl Delivery {
             source,
             payload: Bytes::new(),
             content,
-            nested: Vec::new(),
+            nested: Inside::default(),
             whole: Vec::new(),
+            parts_digest: None,
             trace: TraceContext::default(),
-            digest: OnceLock::new(),
         }
     }
 }
@@ -208,8 +186,29 @@ impl fmt::Debug for Actor {
     }
 }
 
-/// Add bytes to a text that is digested, with their number, so that no other sequence of bytes gives the same text.
-pub(super) fn add_to(text: &mut Vec<u8>, bytes: &[u8]) {
-    text.extend(bytes.len().to_le_bytes());
-    text.extend(bytes);
+/// Changes that are read when they are first needed. Most events about a user repeat what is stored, and need none.
+#[derive(Clone, Default)]
+pub struct Inside(Option<Arc<Reading>>);
+
+type Reading = LazyLock<Vec<Change>, Box<dyn FnOnce() -> Vec<Change> + Send>>;
+
+impl Inside {
+    /// Changes that this function reads.
+    pub fn read_by(read: impl FnOnce() -> Vec<Change> + Send + 'static) -> Self {
+        Self(Some(Arc::new(LazyLock::new(Box::new(read)))))
+    }
+}
+
+impl From<Vec<Change>> for Inside {
+    fn from(changes: Vec<Change>) -> Self {
+        Self::read_by(|| changes)
+    }
+}
+
+impl Deref for Inside {
+    type Target = [Change];
+
+    fn deref(&self) -> &[Change] {
+        self.0.as_ref().map_or(&[], |changes| changes.as_slice())
+    }
 }

@@ -20,7 +20,7 @@ pub mod version;
 
 pub use audit::{AuditAction, AuditEntry};
 pub use deletion::DeletionPolicy;
-pub use delivery::{Actor, Change, Content, Delivery, EraseIf, News, Source};
+pub use delivery::{Actor, Change, Content, Delivery, EraseIf, Inside, News, Source};
 pub use entity::{
     Anonymized, Column, Entity, Field, FieldSet, Holds, Kinds, Meaning, Nested, OfEach, Place, Selection,
     Within,

@@ -4,7 +4,7 @@ use std::{fmt, ops::Index};
 
 use chrono::{DateTime, Utc};
 
-use super::{Anonymized, ClerkId, Field, FieldSet, delivery::add_to, rfc3339};
+use super::{Anonymized, ClerkId, Field, FieldSet, rfc3339};
 
 /// The value of one synced field.
 #[derive(Clone, Default)]
@@ -157,20 +157,6 @@ impl Patch {
     /// Whether it contains no fields. The raw object does not count.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|(field, _)| field.is_raw())
-    }
-
-    /// Adds the fields and their values to a text that is digested.
-    pub(super) fn add_to(&self, text: &mut Vec<u8>) {
-        for (field, value) in &self.0 {
-            add_to(text, field.name().as_bytes());
-            match value {
-                Value::Null => text.extend(u64::MAX.to_le_bytes()),
-                Value::Text(value) | Value::Json(value) => add_to(text, value.as_bytes()),
-                Value::Int(number) => add_to(text, &number.to_le_bytes()),
-                Value::Bool(truth) => add_to(text, &[u8::from(*truth)]),
-                Value::Time(time) => add_to(text, &time.timestamp_micros().to_le_bytes()),
-            }
-        }
     }
 
     /// The new value of `field`; `None` if the patch does not contain it.

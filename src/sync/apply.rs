@@ -419,19 +419,21 @@ impl Work<'_> {
         };
         let shows_known_parts =
             |delivery: &Delivery| delivery.clerk_id.as_ref().is_some_and(|id| known_parts.contains(id));
-        let only_known_parts =
-            found.iter().all(|(_, delivery, _)| delivery.whole.is_empty() || shows_known_parts(delivery));
         let (mut changes, mut indexes) = (Vec::new(), Vec::new());
         for (index, delivery, change) in found {
-            let is_needed = |change: &&Change| !(delivery.shows_part(change) && shows_known_parts(delivery));
-            for change in [change].into_iter().chain(delivery.nested.iter().filter(is_needed)) {
+            let nested: &[Change] = if shows_known_parts(delivery) { &[] } else { &delivery.nested };
+            for change in [change].into_iter().chain(nested) {
                 changes.push((delivery, change));
                 indexes.push(index);
             }
         }
+        let is_alone = |(delivery, change): &(&Delivery, &Change), entity: &Entity| {
+            change.clerk_id.entity() == entity && (delivery.whole.is_empty() || shows_known_parts(delivery))
+        };
+        let opened = opened.filter(|(entity, _)| changes.iter().all(|change| is_alone(change, entity)));
         let mut steps =
             Steps { work: self, transaction, changes, known_parts, ways, waiting, told: Vec::new() };
-        let (at_once, stored, cascade) = if let Some((entity, opened)) = opened.filter(|_| only_known_parts) {
+        let (at_once, stored, cascade) = if let Some((entity, opened)) = opened {
             let Opened { registers, objects, .. } = opened;
             (Some(entity), Stored { registers, objects, addresses: None }, Cascade::default())
         } else {
@@ -462,11 +464,11 @@ impl Work<'_> {
         let mut kind = None;
         for delivery in batch {
             let Content::Change(change) = &delivery.content else { continue };
-            if !delivery.nested.iter().all(|change| delivery.shows_part(change)) {
-                return Manner::StepByStep;
-            }
             let entity = change.clerk_id.entity();
-            let stands_alone = !entity.has_parents() && entity.unique.is_empty();
+            // Parts are read only if they are needed.
+            let has_only_parts =
+                entity.nested.iter().all(|nested| nested.is_whole) || delivery.nested.is_empty();
+            let stands_alone = has_only_parts && !entity.has_parents() && entity.unique.is_empty();
             let is_webhook = matches!(delivery.source, Source::Webhook);
             let is_shown = matches!(change.news, News::Upsert { .. }) && is_webhook;
             if !stands_alone

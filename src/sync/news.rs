@@ -128,7 +128,7 @@ fn message_id(sink: &str, clerk_id: &ClerkId, version: &Version, kind: MessageTy
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, OnceLock};
+    use std::sync::Arc;
 
     use crate::entity::{USER, user};
     use crate::model::Selection;
@@ -136,7 +136,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{ClerkId, Content, DeletionPolicy, News, Profile, Source, SvixId},
+        model::{ClerkId, Content, DeletionPolicy, Inside, News, Profile, Source, SvixId},
         telemetry::TraceContext,
     };
 
@@ -163,10 +163,10 @@ mod tests {
             source: Source::Webhook,
             payload: Bytes::new(),
             content: Content::Change(change.clone()),
-            nested: Vec::new(),
+            nested: Inside::default(),
             whole: Vec::new(),
+            parts_digest: None,
             trace: TraceContext::default(),
-            digest: OnceLock::new(),
         }
     }
 

@@ -292,7 +292,7 @@ fn digest_parts(shown: &[usize], changes: &[(&Delivery, &Change)], outcomes: &[O
             (index..changes.len()).take_while(|other| std::ptr::eq(changes[*other].0, delivery));
         let is_stored = |index: usize| matches!(outcomes[index], Outcome::Applied | Outcome::Unchanged);
         let is_all = with_parts.all(is_stored);
-        register.parts_digest = delivery.parts_digest().filter(|_| is_all).map(str::to_owned);
+        register.parts_digest = delivery.parts_digest.clone().filter(|_| is_all);
     }
 }
 
@@ -305,10 +305,10 @@ pub(super) fn with_known_parts<'a>(
     let (mut known, mut unknown) = (HashSet::new(), HashSet::new());
     for delivery in deliveries.filter(|delivery| !delivery.whole.is_empty()) {
         let Some(id) = &delivery.clerk_id else { continue };
-        let stored = registers.get(id).and_then(|register| register.parts_digest.as_deref());
+        let stored = registers.get(id).and_then(|register| register.parts_digest.as_ref());
         // What the Backend API shows is also compared with the rows: the application may have changed them.
         let is_webhook = matches!(delivery.source, Source::Webhook);
-        let is_known = is_webhook && stored.is_some() && delivery.parts_digest() == stored;
+        let is_known = is_webhook && stored.is_some() && delivery.parts_digest.as_ref() == stored;
         if is_known {
             known.insert(id)
         } else {
@@ -927,13 +927,11 @@ impl Fold {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
-
     use bytes::Bytes;
 
     use super::*;
     use crate::{
-        model::{Content, DeletionPolicy, FieldSet, SvixId, Value},
+        model::{Content, DeletionPolicy, FieldSet, Inside, SvixId, Value},
         telemetry::TraceContext,
     };
 
@@ -960,10 +958,10 @@ mod tests {
             source: Source::Webhook,
             payload: Bytes::new(),
             content: Content::Change(Change { clerk_id, version, news, actor: None }),
-            nested: Vec::new(),
+            nested: Inside::default(),
             whole: Vec::new(),
+            parts_digest: None,
             trace: TraceContext::default(),
-            digest: OnceLock::new(),
         }
     }
 
