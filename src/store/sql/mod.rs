@@ -173,6 +173,33 @@ mod tests {
     use super::*;
     use crate::model::FieldSet;
 
+    /// Once some thousands of messages wait, MariaDB would otherwise read all of them for each row of the outer statement.
+    #[test]
+    fn a_search_of_messages_for_each_row_names_its_index_on_mysql() {
+        let mut searches = 0;
+        for (name, statement) in outbox::STATEMENTS {
+            let text = statement.sql(Dialect::Mariadb);
+            for (start, _) in text.match_indices("(SELECT").chain(text.match_indices("(\n")) {
+                let mut depth = 0;
+                let end = text[start..].find(|c| {
+                    depth += i32::from(c == '(') - i32::from(c == ')');
+                    depth == 0
+                });
+                let inner = &text[start..start + end.expect("parentheses match")];
+                let is_for_each_row = ["n", "m", "o", "r"].iter().any(|row| {
+                    inner.contains(&format!("clerk_id = {row}.clerk_id"))
+                        && !inner.contains(&format!(" AS {row} "))
+                });
+                let is_of_messages = inner.split_whitespace().any(|word| word == "outbox");
+                if is_for_each_row && is_of_messages && !inner[1..].contains("(SELECT") {
+                    assert!(inner.contains("FORCE INDEX"), "{name}: {inner}");
+                    searches += 1;
+                }
+            }
+        }
+        assert!(searches >= 6, "{searches}");
+    }
+
     /// Makes the SQL reviewable: `cargo insta review` shows how a change affects it.
     #[test]
     fn statements_are_as_they_were_reviewed() {

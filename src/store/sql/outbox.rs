@@ -49,7 +49,7 @@ statements! {
         SELECT n.message_id, n.sink, n.kind, n.clerk_id, n.type, n.payload, 'pending',
                -- One search per message. The limit keeps the planner from reading all waiting messages instead.
                CASE WHEN n.first AND (
-                   SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
+                   SELECT id FROM outbox{mysql  FORCE INDEX (outbox_order)} WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' LIMIT 1
                ) IS NULL THEN n.created_at END,
                n.created_at, n.trace_context
         FROM {postgres n}{sqlite|mysql {batch $1 AS n: clerk_id text, sink text, kind text, message_id text, type text, payload text, created_at time, first boolean, trace_context text}}
@@ -76,7 +76,7 @@ statements! {
     // The sinks that were ever notified about these users and for which no deletion is waiting yet.
     TO_BE_TOLD = "SELECT r.clerk_id, r.sink FROM outbox_recipients AS r
         WHERE r.clerk_id {in SELECT n.clerk_id FROM {batch $1 AS n: clerk_id text}} AND (
-            SELECT id FROM outbox
+            SELECT id FROM outbox{mysql  FORCE INDEX (outbox_order)}
             WHERE sink = r.sink AND clerk_id = r.clerk_id AND state = 'pending' AND type LIKE '%.deleted'
             LIMIT 1
         ) IS NULL
@@ -139,7 +139,7 @@ statements! {
     PROMOTE = "UPDATE outbox SET next_attempt_at = $2
         WHERE next_attempt_at IS NULL AND id {in
             SELECT (
-                SELECT o.id FROM outbox AS o
+                SELECT o.id FROM outbox AS o{mysql  FORCE INDEX (outbox_order)}
                 WHERE o.sink = n.sink AND o.clerk_id = n.clerk_id AND o.state = 'pending'
                 ORDER BY o.id
                 LIMIT 1
@@ -182,7 +182,7 @@ statements! {
 
     LOCK_OLDEST = "SELECT o.id FROM {batch $1 AS n: sink text, clerk_id text}
         {lock outbox AS o WHERE o.id = (
-            SELECT id FROM outbox WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' ORDER BY id LIMIT 1
+            SELECT id FROM outbox{mysql  FORCE INDEX (outbox_order)} WHERE sink = n.sink AND clerk_id = n.clerk_id AND state = 'pending' ORDER BY id LIMIT 1
         )}";
 
     RETRY = "UPDATE outbox
@@ -192,7 +192,7 @@ statements! {
           -- The next message that was not given up decides, because no message behind it was ever claimed.
           WHERE NOT coalesce((
               SELECT later.state = 'delivered' OR (later.lease IS NOT NULL AND later.next_attempt_at > $2)
-              FROM outbox AS later
+              FROM outbox AS later{mysql  FORCE INDEX (outbox_clerk_id)}
               WHERE later.clerk_id = o.clerk_id AND later.sink = o.sink AND later.id > o.id
                 AND later.state IN ('pending', 'delivered')
               ORDER BY later.id
@@ -210,7 +210,7 @@ statements! {
         WHERE next_attempt_at IS NOT NULL AND id {in
             SELECT m.id FROM {batch $1 AS n: id bigint} {lookup outbox AS m WHERE m.id = n.id}
             WHERE m.id <> (
-                SELECT o.id FROM outbox AS o
+                SELECT o.id FROM outbox AS o{mysql  FORCE INDEX (outbox_order)}
                 WHERE o.sink = m.sink AND o.clerk_id = m.clerk_id AND o.state = 'pending'
                 ORDER BY o.id
                 LIMIT 1
