@@ -414,7 +414,11 @@ impl Work<'_> {
             let shown = found.iter().map(|(_, delivery, _)| *delivery);
             match &opened {
                 Some((_, opened)) => with_known_parts(shown, &opened.registers),
-                None => with_known_parts(shown.clone(), &locked_owners(transaction, shown).await?),
+                // Otherwise the other objects of the batch must be locked before their owners or together with them.
+                None if matches!(self.manner(batch), Manner::AtOnce(_)) => {
+                    with_known_parts(shown.clone(), &locked_owners(transaction, shown).await?)
+                }
+                None => HashSet::new(),
             }
         };
         let shows_known_parts =
