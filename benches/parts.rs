@@ -150,13 +150,7 @@ fn plan_a_batch_of_512(bencher: Bencher<'_, '_>) {
 
 fn register() -> Register {
     let at = signed_up().timestamp_millis();
-    Register {
-        version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
-        deleted: false,
-        held_until: None,
-        held_since: None,
-        parts_digest: None,
-    }
+    Register::at(Version { version: at, event_at: at, tie: "msg_1".to_owned() })
 }
 
 fn user(clerk_id: ClerkId) -> Object {

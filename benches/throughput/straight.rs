@@ -113,13 +113,7 @@ pub(crate) fn changes(deliveries: &[Delivery]) -> Vec<(&Delivery, &Change)> {
 
 fn register() -> Register {
     let at = events::signed_up().timestamp_millis();
-    Register {
-        version: Version { version: at, event_at: at, tie: "msg_1".to_owned() },
-        deleted: false,
-        held_until: None,
-        held_since: None,
-        parts_digest: None,
-    }
+    Register::at(Version { version: at, event_at: at, tie: "msg_1".to_owned() })
 }
 
 fn user(id: &ClerkId) -> Object {

@@ -449,8 +449,7 @@ fn set_nested(
     let is_whole = |unread: &&Unread| unread.nested.is_whole && unread.members[0].1.get().starts_with('[');
     delivery.whole = unread.iter().filter(is_whole).map(|unread| unread.nested.entity).collect();
     delivery.parts_digest = (!delivery.whole.is_empty()).then(|| digest_of(&unread));
-    let event_at = delivery.event_at;
-    let tie = delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    let (event_at, tie) = (delivery.event_at, delivery.tie());
     delivery.nested = Inside::read_by(move || read_nested(&unread, (event_at, &tie), now));
 }
 
@@ -550,7 +549,7 @@ fn read_envelope(
         has_its_parents(entity, &patch)?;
         News::Upsert { patch, created_at }
     };
-    let tie = event.delivery.svix_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    let tie = event.delivery.tie();
     if !deletion {
         set_nested(&mut event.delivery, &data, entity, selection, now);
     }

@@ -85,6 +85,11 @@ impl Delivery {
         part.version.version == self.event_at.timestamp_millis()
     }
 
+    /// What decides between versions of one time; see [`Version::tie`].
+    pub fn tie(&self) -> String {
+        self.svix_id.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
     /// A change that was not a webhook. It happened at `event_at`, and clerk-sync received it at `received_at`.
     pub fn without_webhook(
         clerk_id: ClerkId,
@@ -188,9 +193,9 @@ impl fmt::Debug for Actor {
 
 /// Changes that are read when they are first needed. Most events about a user repeat what is stored, and need none.
 #[derive(Clone, Default)]
-pub struct Inside(Option<Arc<Reading>>);
+pub struct Inside(Option<Arc<Deferred>>);
 
-type Reading = LazyLock<Vec<Change>, Box<dyn FnOnce() -> Vec<Change> + Send>>;
+type Deferred = LazyLock<Vec<Change>, Box<dyn FnOnce() -> Vec<Change> + Send>>;
 
 impl Inside {
     /// Changes that this function reads.

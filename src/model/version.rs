@@ -42,6 +42,11 @@ pub struct Register {
 }
 
 impl Register {
+    /// The entry for an object at this version that is not deleted.
+    pub fn at(version: Version) -> Self {
+        Self { version, deleted: false, held_until: None, held_since: None, parts_digest: None }
+    }
+
     /// Whether the entry exists only as a lock, for a child or a parked delivery, and contains no version.
     pub fn is_blank(&self) -> bool {
         !self.deleted && self.version == Version::BLANK

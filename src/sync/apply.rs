@@ -410,17 +410,15 @@ impl Work<'_> {
                 outcomes[index] = Outcome::Ignored;
             }
         }
-        let known_parts = {
-            let shown = found.iter().map(|(_, delivery, _)| *delivery);
-            match &opened {
-                Some((_, opened)) => with_known_parts(shown, &opened.registers),
-                // Otherwise the other objects of the batch must be locked before their owners or together with them.
-                None if matches!(self.manner(batch), Manner::AtOnce(_)) => {
-                    with_known_parts(shown.clone(), &locked_owners(transaction, shown).await?)
-                }
-                None => HashSet::new(),
-            }
+        let shown = found.iter().map(|(_, delivery, _)| *delivery);
+        let locked = if opened.is_none() && matches!(self.manner(batch), Manner::AtOnce(_)) {
+            locked_owners(transaction, shown.clone()).await?
+        } else {
+            // The other objects of the batch must be locked before their owners or together with them.
+            HashMap::new()
         };
+        let known_parts =
+            with_known_parts(shown, opened.as_ref().map_or(&locked, |(_, opened)| &opened.registers));
         let shows_known_parts =
             |delivery: &Delivery| delivery.clerk_id.as_ref().is_some_and(|id| known_parts.contains(id));
         let (mut changes, mut indexes) = (Vec::new(), Vec::new());
@@ -436,7 +434,7 @@ impl Work<'_> {
         };
         let opened = opened.filter(|(entity, _)| changes.iter().all(|change| is_alone(change, entity)));
         let mut steps =
-            Steps { work: self, transaction, changes, known_parts, ways, waiting, told: Vec::new() };
+            Steps { work: self, transaction, changes, known_parts, locked, ways, waiting, told: Vec::new() };
         let (at_once, stored, cascade) = if let Some((entity, opened)) = opened {
             let Opened { registers, objects, .. } = opened;
             (Some(entity), Stored { registers, objects, addresses: None }, Cascade::default())
@@ -656,6 +654,8 @@ struct Steps<'a> {
     changes: Vec<(&'a Delivery, &'a Change)>,
     /// The objects whose parts are stored as the batch shows them. The changes of these parts are left out.
     known_parts: HashSet<&'a ClerkId>,
+    /// The registers that were locked to find these objects.
+    locked: HashMap<ClerkId, Register>,
     ways: &'a Ways,
     /// Deletions in the batch that were tried before.
     waiting: HashMap<SvixId, Waiting>,
@@ -701,7 +701,9 @@ impl Steps<'_> {
         };
         let kin = sorted(owners.iter().chain(&children).chain(&rivals));
         let ids = self.changes.iter().map(|(_, change)| &change.clerk_id).chain(&parents).chain(&kin);
-        let mut registers = self.transaction.registers(&sorted(ids)).await?;
+        let mut registers = std::mem::take(&mut self.locked);
+        let unlocked = sorted(ids.filter(|id| !registers.contains_key(*id)));
+        registers.extend(self.transaction.registers(&unlocked).await?);
         // The deletion of a parent that is not stored yet has to wait for this transaction.
         let unknown = sorted(parents.iter().filter(|parent| !registers.contains_key(*parent)));
         registers.extend(self.transaction.hold(&unknown).await?);

@@ -302,21 +302,16 @@ pub(super) fn with_known_parts<'a>(
     deliveries: impl Iterator<Item = &'a Delivery>,
     registers: &HashMap<ClerkId, Register>,
 ) -> HashSet<&'a ClerkId> {
-    let (mut known, mut unknown) = (HashSet::new(), HashSet::new());
+    let mut owners: HashMap<&ClerkId, bool> = HashMap::new();
     for delivery in deliveries.filter(|delivery| !delivery.whole.is_empty()) {
         let Some(id) = &delivery.clerk_id else { continue };
         let stored = registers.get(id).and_then(|register| register.parts_digest.as_ref());
         // What the Backend API shows is also compared with the rows: the application may have changed them.
         let is_webhook = matches!(delivery.source, Source::Webhook);
-        let is_known = is_webhook && stored.is_some() && delivery.parts_digest.as_ref() == stored;
-        if is_known {
-            known.insert(id)
-        } else {
-            unknown.insert(id)
-        };
+        *owners.entry(id).or_insert(true) &=
+            is_webhook && stored.is_some() && delivery.parts_digest.as_ref() == stored;
     }
-    known.retain(|id| !unknown.contains(id));
-    known
+    owners.into_iter().filter(|(_, are_known)| *are_known).map(|(id, _)| id).collect()
 }
 
 /// The parents' ids that a change names.
@@ -701,13 +696,7 @@ impl Fold {
 
     /// The register; created blank if there is none.
     fn register_mut(&mut self) -> &mut Register {
-        let blank = || Register {
-            version: Version::BLANK,
-            deleted: false,
-            held_until: None,
-            held_since: None,
-            parts_digest: None,
-        };
+        let blank = || Register::at(Version::BLANK);
         self.register.get_or_insert_with(blank)
     }
 
@@ -865,13 +854,7 @@ impl Fold {
             _ => false,
         };
         if wanted {
-            *self.register_mut() = Register {
-                version: version.clone(),
-                deleted: true,
-                held_until: None,
-                held_since: None,
-                parts_digest: None,
-            };
+            *self.register_mut() = Register { deleted: true, ..Register::at(version.clone()) };
             self.end = Some(End::Erased);
             // A sink that never received the user does not need these messages now.
             self.messages.clear();
@@ -1098,11 +1081,8 @@ mod tests {
             user.profile.set(user::FIRST_NAME, Value::Text("Ada".to_owned()));
             known(
                 Register {
-                    version: Version { version: 10, event_at: 15, tie: "msg_1".to_owned() },
                     deleted,
-                    held_until: None,
-                    held_since: None,
-                    parts_digest: None,
+                    ..Register::at(Version { version: 10, event_at: 15, tie: "msg_1".to_owned() })
                 },
                 Some(user),
             )
@@ -1140,13 +1120,7 @@ mod tests {
 
     #[test]
     fn a_tombstone_is_final_also_without_a_row() {
-        let tombstone = || Register {
-            version: version(1, ""),
-            deleted: true,
-            held_until: None,
-            held_since: None,
-            parts_digest: None,
-        };
+        let tombstone = || Register { deleted: true, ..Register::at(version(1, "")) };
         let plan = planned(&[named("msg_1", 99, "Ghost"), deleted("msg_2", 100)], known(tombstone(), None));
         assert_eq!(plan.outcomes, [Outcome::Stale, Outcome::Stale]);
         assert!(plan.registers.is_empty() && plan.inserts.is_empty() && plan.erasures.is_empty());
@@ -1157,13 +1131,7 @@ mod tests {
 
     #[test]
     fn a_tombstone_whose_row_still_stands_is_an_erasure_to_finish_once() {
-        let tombstone = Register {
-            version: version(1, ""),
-            deleted: true,
-            held_until: None,
-            held_since: None,
-            parts_digest: None,
-        };
+        let tombstone = Register { deleted: true, ..Register::at(version(1, "")) };
         let plan = planned(&[deleted("msg_1", 2), deleted("msg_2", 3)], known(tombstone, Some(row(None))));
         assert_eq!(plan.outcomes, [Outcome::Applied, Outcome::Stale]);
         assert_eq!(plan.erasures.len(), 1);
@@ -1265,13 +1233,7 @@ mod tests {
 
     #[test]
     fn a_row_that_is_gone_comes_back_from_what_the_api_shows_though_it_is_older() {
-        let register = |deleted| Register {
-            version: version(9, "msg_0"),
-            deleted,
-            held_until: None,
-            held_since: None,
-            parts_digest: None,
-        };
+        let register = |deleted| Register { deleted, ..Register::at(version(9, "msg_0")) };
         let read = |source| Delivery { source, ..named("", 2, "Ada") };
         for source in [Source::Backfill, Source::Reconcile, Source::Api] {
             let plan = planned(&[read(source)], known(register(false), None));
@@ -1293,13 +1255,7 @@ mod tests {
 
     #[test]
     fn a_row_that_the_application_removed_is_created_again() {
-        let register = Register {
-            version: version(1, ""),
-            deleted: false,
-            held_until: None,
-            held_since: None,
-            parts_digest: None,
-        };
+        let register = Register::at(version(1, ""));
         let plan = planned(&[named("msg_1", 2, "Ada")], known(register, None));
         assert_eq!(actions(&plan), [AuditAction::Created]);
         assert_eq!(plan.inserts.len(), 1);

@@ -2257,17 +2257,7 @@ async fn write_everything(transaction: &mut dyn Transaction, svix_id: &SvixId, v
 
 fn advance(id: &str, version: i64, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: "msg_1".to_owned() };
-    Advance {
-        clerk_id: clerk_id(id),
-        register: Register {
-            version,
-            deleted: false,
-            held_until: None,
-            held_since: None,
-            parts_digest: None,
-        },
-        new,
-    }
+    Advance { clerk_id: clerk_id(id), register: Register::at(version), new }
 }
 
 async fn a_commit_is_all_or_nothing(world: World) {

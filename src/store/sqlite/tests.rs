@@ -161,11 +161,7 @@ fn parked(id: &str, user: Option<&str>, payload: &[u8], next: Option<DateTime<Ut
 
 fn step(id: &str, version: i64, tie: &str, deleted: bool, new: bool) -> Advance {
     let version = Version { version, event_at: version, tie: tie.to_owned() };
-    Advance {
-        clerk_id: clerk_id(id),
-        register: Register { version, deleted, held_until: None, held_since: None, parts_digest: None },
-        new,
-    }
+    Advance { clerk_id: clerk_id(id), register: Register { deleted, ..Register::at(version) }, new }
 }
 
 fn entry(id: &str, actor: Option<&str>) -> AuditEntry {
